@@ -1,0 +1,198 @@
+//! Immutable bytes by digest: `blobs/<2 hex>/<62 hex>[.mode]`.
+//!
+//! A hard link shares mode and inode with its blob, so there is one inode for each pair of digest
+//! and permission bits (0444 and 0555 usually).
+//!
+//! Invariants:
+//! - I4: The store holds only inodes that it made: bytes are copied or cloned into a staging file
+//!   of ours, and *that* is hashed. No inode of a source is ever linked in.
+//! - I5: A blob is published by a rename that never overwrites; under a blob's name there is at all
+//!   times either nothing or a complete file whose bytes once had that digest.
+//! - I6: An inode whose stamp ever differed from its slot is never handed out again. Its bytes are
+//!   rehashed, and either copied to a fresh inode that takes its name, or quarantined by rename.
+//!   Never written to: workspaces may share it.
+//! - I7: Published bytes are trusted without rehashing only while their slot fits their stat and
+//!   their epoch is trusted ([`crate::identity`]).
+//!
+//! Left to others: which blobs an entry needs (`manifest`), when nobody needs one any more
+//! (`engine`).
+
+mod ingest;
+mod prove;
+mod stamps;
+mod staging;
+
+pub(crate) use ingest::{Batch, Source};
+pub(crate) use prove::{Proof, Rehash};
+
+use crate::digest::Digest;
+use crate::disk::{self, Capabilities, Dir, FileStat, Shards, Stamp, layout, layout::Shard};
+use crate::error::{Context, Result};
+use crate::identity::Identity;
+use crate::options::VerifyLevel;
+use staging::Staging;
+use stamps::{Entry, Slot, StampTable};
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// The blobs of one store.
+#[derive(Debug)]
+pub(crate) struct BlobStore {
+    path: PathBuf,
+    blobs: Shards,
+    quarantine: Dir,
+    staging: Staging,
+    stamps: StampTable,
+    identity: Arc<Identity>,
+    capabilities: Capabilities,
+}
+
+/// A blob's file in the store.
+#[derive(Debug)]
+pub(crate) struct OpenBlob {
+    pub(crate) file: File,
+    pub(crate) stat: FileStat,
+}
+
+impl BlobStore {
+    /// Opens the blobs of the store at `root`. No scan.
+    pub(crate) fn open(root: &Dir, path: &Path, identity: Arc<Identity>) -> Result<BlobStore> {
+        let folder = |name: &'static str| {
+            root.open_child(name.as_ref()).context("open", || path.join(name))
+        };
+        let again = || root.open_child(OsStr::new(".")).context("open", || path);
+        Ok(BlobStore {
+            blobs: Shards::new(folder(layout::BLOBS)?),
+            quarantine: folder(layout::QUARANTINE)?,
+            staging: Staging::new(folder(layout::STAGING)?, path.join(layout::STAGING)),
+            stamps: StampTable::open(again()?, identity.stamp_key()),
+            path: path.to_path_buf(),
+            identity,
+            capabilities: root.capabilities(),
+        })
+    }
+
+    /// To be called once at the beginning of each operation.
+    pub(crate) fn refresh(&self) {
+        self.stamps.refresh();
+    }
+
+    /// Removes what processes that died left in staging. Best effort.
+    pub(crate) fn sweep_staging(&self) {
+        self.staging.sweep();
+    }
+
+    /// Opens a blob for reading; `None` if it is not there.
+    pub(crate) fn open_blob(&self, digest: &Digest, mode: u32) -> Result<Option<OpenBlob>> {
+        let shard = Shard::of_blob(digest.as_bytes(), mode);
+        let opened = self.folder(&shard).and_then(|folder| folder.open_regular(&shard.name));
+        match opened {
+            Ok((file, stat)) => Ok(Some(OpenBlob { file, stat })),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error).context("open the blob", || self.blob_path(digest, mode)),
+        }
+    }
+
+    /// The directory and the name of a blob, to link from.
+    pub(crate) fn place_of(&self, digest: &Digest, mode: u32) -> io::Result<(&Dir, OsString)> {
+        let shard = Shard::of_blob(digest.as_bytes(), mode);
+        Ok((self.folder(&shard)?, shard.name))
+    }
+
+    /// Where a blob lies, for messages.
+    pub(crate) fn blob_path(&self, digest: &Digest, mode: u32) -> PathBuf {
+        let shard = Shard::of_blob(digest.as_bytes(), mode);
+        self.path.join(layout::BLOBS).join(shard.folder).join(shard.name)
+    }
+
+    /// Every blob's digest, mode and stat, folder by folder; and how many names are no blobs.
+    pub(crate) fn for_each(
+        &self,
+        mut take: impl FnMut(Digest, u32, FileStat) -> Result<()>,
+    ) -> Result<usize> {
+        let mut strangers = 0;
+        let blobs = || self.path.join(layout::BLOBS);
+        for (folder_name, _) in self.blobs.parent().entries().context("list", blobs)? {
+            let Ok(folder) = self.blobs.parent().open_child(&folder_name) else {
+                strangers += 1;
+                continue;
+            };
+            for (name, _) in folder.entries().context("list", || blobs().join(&folder_name))? {
+                let parsed = match (folder_name.to_str(), name.to_str()) {
+                    (Some(folder), Some(name)) => Shard::parse(folder, name),
+                    _ => None,
+                };
+                let stat = folder.stat(&name).context("look at", || blobs().join(&folder_name).join(&name))?;
+                match (parsed, stat) {
+                    (Some((digest, mode)), Some(stat)) => take(Digest::from_bytes(digest), mode, stat)?,
+                    (None, Some(_)) => strangers += 1,
+                    (_, None) => {}
+                }
+            }
+        }
+        Ok(strangers)
+    }
+
+    /// Moves a file out of reach and keeps it as evidence. Returns where it is now.
+    pub(crate) fn set_aside(&self, folder: &Dir, name: &OsStr, label: &str) -> io::Result<PathBuf> {
+        let kept = format!("{}-{label}-{}", disk::now().seconds, disk::random_name()?);
+        folder.rename(name, &self.quarantine, kept.as_ref())?;
+        Ok(self.path.join(layout::QUARANTINE).join(kept))
+    }
+
+    /// Moves a bad blob to quarantine; nothing to do if it is gone already.
+    pub(crate) fn quarantine(&self, digest: &Digest, mode: u32) -> Result<()> {
+        let shard = Shard::of_blob(digest.as_bytes(), mode);
+        let aside = self
+            .folder(&shard)
+            .and_then(|folder| self.set_aside(folder, &shard.name, &format!("blob-{}", digest.short())));
+        match aside {
+            Ok(_) => Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(error).context("quarantine", || self.blob_path(digest, mode)),
+        }
+    }
+
+    /// Removes a blob. For a caller that knows that nobody needs it, and holds the store's lock.
+    pub(crate) fn remove(&self, digest: &Digest, mode: u32) -> Result<()> {
+        let shard = Shard::of_blob(digest.as_bytes(), mode);
+        let removed = self.folder(&shard).and_then(|folder| folder.unlink(&shard.name));
+        removed.map(|_| ()).context("remove", || self.blob_path(digest, mode))
+    }
+
+    /// Replaces a blob's inode by a fresh one with the same bytes: at the link limit.
+    pub(crate) fn renew(&self, digest: &Digest, mode: u32) -> Result<()> {
+        let Some(blob) = self.open_blob(digest, mode)? else { return Ok(()) };
+        self.copy_to_fresh_inode(digest, mode, &blob, &|| true).map(|_| ())
+    }
+
+    pub(crate) fn capabilities(&self) -> Capabilities {
+        self.capabilities
+    }
+
+    pub(crate) fn staging(&self) -> &Staging {
+        &self.staging
+    }
+
+    fn folder(&self, shard: &Shard) -> io::Result<&Dir> {
+        self.blobs.folder(shard)
+    }
+
+    fn note(&self, digest: Digest, mode: u32, stamp: Stamp) {
+        let epoch = self.identity.epoch_after_writes();
+        self.stamps.put(&[Entry { digest, mode, slot: Slot { stamp, epoch } }]);
+    }
+
+    fn known(&self, digest: &Digest, mode: u32) -> Option<Slot> {
+        self.stamps.get(digest, mode)
+    }
+
+    fn is_intact_by_stamp(&self, stat: &FileStat, mode: u32, slot: Option<Slot>, level: VerifyLevel) -> bool {
+        level == VerifyLevel::Stamp
+            && stat.mode == mode
+            && slot.is_some_and(|slot| slot.stamp == stat.stamp() && self.identity.is_trusted(slot.epoch))
+    }
+}

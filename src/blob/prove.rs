@@ -1,0 +1,141 @@
+//! Is this blob still what its name says? By one stat where the stamp can tell, by rehashing else.
+
+use super::{BlobStore, OpenBlob};
+use crate::digest::Digest;
+use crate::disk::{self, FileKind, FileStat, layout::Shard};
+use crate::error::{Context, Error, Result};
+use crate::options::VerifyLevel;
+use std::io;
+
+/// What a look at a blob showed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Proof {
+    /// The bytes are those of the digest, in an inode that nobody wrote to.
+    Intact(FileStat),
+    Missing,
+    /// Something else lay there. It is in quarantine now.
+    Damaged {
+        actual: Option<Digest>,
+    },
+}
+
+/// What a rehash showed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Rehash {
+    Same,
+    Different,
+    Gone,
+}
+
+impl BlobStore {
+    /// Reads a blob and compares, and changes nothing. What cannot be read is different.
+    pub(crate) fn rehash(&self, digest: &Digest, mode: u32, keep_going: &dyn Fn() -> bool) -> Result<Rehash> {
+        let blob = match self.open_blob(digest, mode) {
+            Ok(Some(blob)) => blob,
+            Ok(None) => return Ok(Rehash::Gone),
+            Err(_) => return Ok(Rehash::Different),
+        };
+        match disk::hash_contents(&blob.file, keep_going) {
+            Ok((actual, _)) if actual == *digest => Ok(Rehash::Same),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => Err(Error::Cancelled),
+            Ok(_) | Err(_) => Ok(Rehash::Different),
+        }
+    }
+
+    /// Proves a blob: by its stamp, or by its bytes where the stamp is unknown, does not fit, is
+    /// from an epoch that a power cut may have hit, or at level `content`. Heals what it can (I6)
+    /// and quarantines what it cannot. Blocking; microseconds by stamp.
+    pub(crate) fn prove(
+        &self,
+        digest: &Digest,
+        mode: u32,
+        level: VerifyLevel,
+        keep_going: &dyn Fn() -> bool,
+    ) -> Result<Proof> {
+        let shard = Shard::of_blob(digest.as_bytes(), mode);
+        let path = || self.blob_path(digest, mode);
+        let folder = match self.folder(&shard) {
+            Ok(folder) => folder,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Proof::Missing),
+            Err(error) => return Err(error).context("open the folder of", path),
+        };
+        let Some(stat) = folder.stat(&shard.name).context("look at", path)? else {
+            return Ok(Proof::Missing);
+        };
+        let slot = self.known(digest, mode);
+        if self.is_intact_by_stamp(&stat, mode, slot, level) {
+            return Ok(Proof::Intact(stat));
+        }
+        if stat.kind != FileKind::Regular {
+            self.quarantine(digest, mode)?;
+            return Ok(Proof::Damaged { actual: None });
+        }
+        let Some(blob) = self.open_blob(digest, mode)? else { return Ok(Proof::Missing) };
+        let (actual, _) = match disk::hash_contents(&blob.file, keep_going) {
+            Ok(hashed) => hashed,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => return Err(Error::Cancelled),
+            Err(error) => return Err(error).context("read", path),
+        };
+        if actual != *digest {
+            self.quarantine(digest, mode)?;
+            return Ok(Proof::Damaged { actual: Some(actual) });
+        }
+        let after = disk::stat_file(&blob.file).context("look at", path)?;
+        // What is unknown may have been written to through any of its other names, and a page that
+        // is dirty through a mapping can be written again without a trace in the stat. So an inode
+        // is believed in place only if its stamp fits, or if it has no other name.
+        let is_known = slot.is_some_and(|slot| slot.stamp == after.stamp());
+        let is_private = slot.is_none() && after.links == 1;
+        if after.mode == mode && after.is_unchanged_since(&blob.stat) && (is_known || is_private) {
+            self.note(*digest, mode, after.stamp());
+            return Ok(Proof::Intact(after));
+        }
+        self.copy_to_fresh_inode(digest, mode, &blob, keep_going)
+    }
+
+    /// Copies a blob's bytes, verified, to a fresh inode that takes the blob's name.
+    pub(super) fn copy_to_fresh_inode(
+        &self,
+        digest: &Digest,
+        mode: u32,
+        blob: &OpenBlob,
+        keep_going: &dyn Fn() -> bool,
+    ) -> Result<Proof> {
+        let path = || self.blob_path(digest, mode);
+        let shard = Shard::of_blob(digest.as_bytes(), mode);
+        let (name, mut fresh) = self.staging().create(0o600)?;
+        let copied: io::Result<std::result::Result<FileStat, Digest>> = (|| {
+            let actual = disk::copy_hashing(&blob.file, &mut fresh, &blob.stat, keep_going)?;
+            if actual != *digest {
+                return Ok(Err(actual));
+            }
+            disk::set_modified(&fresh, blob.stat.modified)?;
+            disk::set_mode(&fresh, mode)?;
+            let stat = disk::stat_file(&fresh)?;
+            self.staging().dir().map_err(io::Error::other)?.rename(&name, self.folder(&shard)?, &shard.name)?;
+            Ok(Ok(stat))
+        })();
+        let discard = || {
+            // Best effort; our staging is removed at the latest when we end.
+            let _ = self.staging().dir().map(|dir| dir.unlink(&name));
+        };
+        match copied {
+            Ok(Ok(stat)) => {
+                self.note(*digest, mode, stat.stamp());
+                Ok(Proof::Intact(stat))
+            }
+            Ok(Err(actual)) => {
+                discard();
+                self.quarantine(digest, mode)?;
+                Ok(Proof::Damaged { actual: Some(actual) })
+            }
+            Err(error) => {
+                discard();
+                if error.kind() == io::ErrorKind::Interrupted {
+                    return Err(Error::Cancelled);
+                }
+                Err(error).context("renew", path)
+            }
+        }
+    }
+}

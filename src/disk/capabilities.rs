@@ -1,0 +1,45 @@
+//! What the operating system and the filesystems below us may be asked for.
+
+/// Which system calls may be used. Everything is allowed by default, and what turns out to be
+/// missing is found by trying; switching one off forces its fallback, which is how the tests run
+/// over each of them on any machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Capabilities {
+    /// openat2(2) with RESOLVE_BENEATH and RESOLVE_NO_SYMLINKS (Linux 5.6). Fallback: one
+    /// openat(2) with `O_NOFOLLOW` for each component.
+    pub openat2: bool,
+    /// renameat2(2) with `RENAME_NOREPLACE` (Linux 3.15). Fallback: linkat(2) and unlinkat(2) for
+    /// files, a look before a rename for directories.
+    pub rename_noreplace: bool,
+    /// `FICLONE` (Linux 4.5; btrfs, xfs, bcachefs). Fallback: link or copy.
+    pub reflink: bool,
+    /// linkat(2) from the store into a workspace. Fallback: copy.
+    pub hardlink: bool,
+    /// `copy_file_range(2)` (Linux 4.5). Fallback: read and write.
+    pub copy_file_range: bool,
+}
+
+impl Capabilities {
+    /// Everything may be tried.
+    pub const fn all() -> Capabilities {
+        Capabilities { openat2: true, rename_noreplace: true, reflink: true, hardlink: true, copy_file_range: true }
+    }
+
+    /// Only what any POSIX system has.
+    pub const fn portable() -> Capabilities {
+        Capabilities {
+            openat2: false,
+            rename_noreplace: false,
+            reflink: false,
+            hardlink: false,
+            copy_file_range: false,
+        }
+    }
+}
+
+impl Default for Capabilities {
+    fn default() -> Capabilities {
+        Capabilities::all()
+    }
+}

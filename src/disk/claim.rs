@@ -1,0 +1,67 @@
+//! `Claim`: a private directory that belongs to a live process, and can be swept once it does not.
+
+use super::dir::{Dir, Placed};
+use super::lock::{Lock, LockMode};
+use super::system::random_name;
+use std::ffi::{OsStr, OsString};
+use std::io;
+
+/// A directory of mode 0700 under a random name, flocked as long as this value lives. The kernel
+/// releases the lock however its owner ends; then [`remove_if_dead`] removes the directory.
+/// Dropping a claim leaves the directory to be swept; owners remove it themselves where they can.
+#[derive(Debug)]
+pub(crate) struct Claim {
+    pub(crate) name: OsString,
+    pub(crate) dir: Dir,
+    _lock: Lock,
+}
+
+impl Claim {
+    /// Makes a directory whose name begins with `prefix`.
+    pub(crate) fn make(parent: &Dir, prefix: &str) -> io::Result<Claim> {
+        loop {
+            let name = OsString::from(format!("{prefix}{}", random_name()?));
+            if parent.make_new(&name, 0o700)? == Placed::Occupied {
+                continue;
+            }
+            let dir = parent.open_child(&name)?;
+            let lock = Lock::try_acquire(dir.as_file()?, LockMode::Shared)?;
+            // A sweeper may have come between the making and the locking.
+            let is_ours = parent.stat(&name)?.map(|stat| stat.inode) == Some(dir.stat_self()?.inode);
+            if let (Some(lock), true) = (lock, is_ours) {
+                return Ok(Claim { name, dir, _lock: lock });
+            }
+        }
+    }
+}
+
+/// Removes a claimed directory whose owner is gone. Best effort: nothing depends on it.
+pub(crate) fn remove_if_dead(parent: &Dir, name: &OsStr) {
+    let locked = parent
+        .open_child(name)
+        .and_then(|dir| dir.as_file())
+        .and_then(|file| Lock::try_acquire(file, LockMode::Exclusive));
+    if let Ok(Some(_lock)) = locked {
+        let _ = parent.remove_all(name);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Capabilities;
+    use super::*;
+
+    #[test]
+    fn only_what_the_dead_claimed_is_removed() -> io::Result<()> {
+        let folder = tempfile::tempdir()?;
+        let parent = Dir::open(folder.path(), Capabilities::all())?;
+        let (live, dead) = (Claim::make(&parent, "x-")?, Claim::make(&parent, "x-")?);
+        let (live_name, dead_name) = (live.name.clone(), dead.name.clone());
+        drop(dead);
+        for name in [&live_name, &dead_name] {
+            remove_if_dead(&parent, name);
+        }
+        assert!(parent.stat(&live_name)?.is_some() && parent.stat(&dead_name)?.is_none());
+        Ok(())
+    }
+}

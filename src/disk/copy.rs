@@ -1,0 +1,268 @@
+//! Moving bytes: clone, copy, copy with a hash, hash.
+//!
+//! Sparse files stay sparse: only the ranges that hold data are read and written.
+
+use super::capabilities::Capabilities;
+use super::stat::FileStat;
+use crate::digest::Digest;
+use rustix::fs::SeekFrom;
+use rustix::io::Errno;
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::ops::Range;
+
+/// Large enough that the cost of a call does not count, small enough for a core's cache.
+const BUFFER_BYTES: usize = 256 * 1024;
+
+/// Makes `target` share all of `source`'s blocks (`ioctl_ficlone(2)`). Atomic against write(2).
+///
+/// # Errors
+/// One that [`super::is_unsupported`] recognises where the filesystem cannot do it.
+pub(crate) fn clone_contents(source: &File, target: &File, capabilities: Capabilities) -> io::Result<()> {
+    if !capabilities.reflink {
+        return Err(Errno::OPNOTSUPP.into());
+    }
+    ficlone(source, target)
+}
+
+#[cfg(target_os = "linux")]
+fn ficlone(source: &File, target: &File) -> io::Result<()> {
+    Ok(rustix::fs::ioctl_ficlone(target, source)?)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn ficlone(_source: &File, _target: &File) -> io::Result<()> {
+    Err(Errno::OPNOTSUPP.into())
+}
+
+/// Copies all of `source` into the empty `target`, inside the kernel where that works. `keep_going`
+/// is asked now and then; if it says no, the error is of kind `Interrupted`.
+pub(crate) fn copy_contents(
+    source: &File,
+    target: &File,
+    stat: &FileStat,
+    capabilities: Capabilities,
+    keep_going: &dyn Fn() -> bool,
+) -> io::Result<()> {
+    let mut buffer = Vec::new();
+    for range in data_ranges(source, stat) {
+        let mut offset = range.start;
+        while offset < range.end {
+            if !keep_going() {
+                return Err(io::ErrorKind::Interrupted.into());
+            }
+            // 64 MiB a call, so that a cancelled copy of a large file ends soon.
+            let wanted = (range.end - offset).min(64 << 20) as usize;
+            let copied = match copy_range(source, target, offset, wanted, capabilities)? {
+                Some(copied) => copied,
+                None => copy_piece(source, target, offset, wanted.min(BUFFER_BYTES), &mut buffer)?,
+            };
+            if copied == 0 {
+                break; // The source became shorter; the caller's second stat tells.
+            }
+            offset += copied as u64;
+        }
+    }
+    target.set_len(stat.size_bytes)
+}
+
+/// Copies all of `source` into the empty `target`, and hashes exactly the bytes that were written.
+pub(crate) fn copy_hashing(
+    source: &File,
+    target: &mut File,
+    stat: &FileStat,
+    keep_going: &dyn Fn() -> bool,
+) -> io::Result<Digest> {
+    let mut hasher = blake3::Hasher::new();
+    let mut buffer = vec![0; BUFFER_BYTES];
+    let mut end = 0;
+    for range in data_ranges(source, stat) {
+        hash_zeros(&mut hasher, range.start - end);
+        rustix::fs::seek(&*target, SeekFrom::Start(range.start))?;
+        let mut offset = range.start;
+        while offset < range.end {
+            if !keep_going() {
+                return Err(io::ErrorKind::Interrupted.into());
+            }
+            let wanted = (range.end - offset).min(BUFFER_BYTES as u64) as usize;
+            let read = rustix::io::pread(source, &mut buffer[..wanted], offset)?;
+            if read == 0 {
+                break;
+            }
+            hasher.update(&buffer[..read]);
+            target.write_all(&buffer[..read])?;
+            offset += read as u64;
+        }
+        end = offset;
+    }
+    hash_zeros(&mut hasher, stat.size_bytes.saturating_sub(end));
+    target.set_len(stat.size_bytes.max(end))?;
+    Ok(hasher.finalize().into())
+}
+
+/// Hashes an open file from its beginning, in a buffer of fixed size. Returns digest and length.
+pub(crate) fn hash_contents(file: &File, keep_going: &dyn Fn() -> bool) -> io::Result<(Digest, u64)> {
+    let mut hasher = blake3::Hasher::new();
+    let mut buffer = vec![0; BUFFER_BYTES];
+    let mut offset = 0;
+    loop {
+        if !keep_going() {
+            return Err(io::ErrorKind::Interrupted.into());
+        }
+        match rustix::io::pread(file, &mut buffer, offset) {
+            Ok(0) => return Ok((hasher.finalize().into(), offset)),
+            Ok(read) => {
+                hasher.update(&buffer[..read]);
+                offset += read as u64;
+            }
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+}
+
+/// Reads a whole small file of `size_bytes` into `buffer` (cleared first) and one byte more if
+/// there is one, so that a file that grew is noticed by its length.
+pub(crate) fn read_exactly(file: &File, size_bytes: usize, buffer: &mut Vec<u8>) -> io::Result<()> {
+    buffer.clear();
+    buffer.reserve(size_bytes + 1);
+    file.take(size_bytes as u64 + 1).read_to_end(buffer)?;
+    Ok(())
+}
+
+/// The parts of a file that hold data. A file with as many blocks as its length needs is taken as
+/// one range without asking (lseek(2) with `SEEK_DATA`, `SEEK_HOLE`).
+fn data_ranges(file: &File, stat: &FileStat) -> Vec<Range<u64>> {
+    let whole = || vec![0..stat.size_bytes];
+    if stat.allocated_bytes >= stat.size_bytes {
+        return whole();
+    }
+    let mut ranges = Vec::new();
+    let mut offset = 0;
+    while offset < stat.size_bytes {
+        let start = match rustix::fs::seek(file, SeekFrom::Data(offset)) {
+            Ok(start) => start,
+            Err(Errno::NXIO) => break, // Only a hole is left.
+            Err(_) => return whole(),
+        };
+        let Ok(end) = rustix::fs::seek(file, SeekFrom::Hole(start)) else { return whole() };
+        let end = end.min(stat.size_bytes);
+        if start >= end {
+            break;
+        }
+        ranges.push(start..end);
+        offset = end;
+    }
+    ranges
+}
+
+#[cfg(target_os = "linux")]
+fn copy_range(
+    source: &File,
+    target: &File,
+    offset: u64,
+    wanted: usize,
+    capabilities: Capabilities,
+) -> io::Result<Option<usize>> {
+    if !capabilities.copy_file_range {
+        return Ok(None);
+    }
+    let (mut from, mut to) = (offset, offset);
+    match rustix::fs::copy_file_range(source, Some(&mut from), target, Some(&mut to), wanted) {
+        Ok(copied) => Ok(Some(copied)),
+        Err(Errno::INTR) => Ok(None),
+        Err(errno) if super::is_unsupported(&errno.into()) => Ok(None),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn copy_range(_: &File, _: &File, _: u64, _: usize, _: Capabilities) -> io::Result<Option<usize>> {
+    Ok(None)
+}
+
+fn copy_piece(
+    source: &File,
+    target: &File,
+    offset: u64,
+    wanted: usize,
+    buffer: &mut Vec<u8>,
+) -> io::Result<usize> {
+    buffer.resize(BUFFER_BYTES, 0);
+    let read = rustix::io::pread(source, &mut buffer[..wanted], offset)?;
+    let mut written = 0;
+    while written < read {
+        written += rustix::io::pwrite(target, &buffer[written..read], offset + written as u64)?;
+    }
+    Ok(read)
+}
+
+fn hash_zeros(hasher: &mut blake3::Hasher, mut length_bytes: u64) {
+    const ZEROS: [u8; 16 * 1024] = [0; 16 * 1024];
+    while length_bytes > 0 {
+        let piece = length_bytes.min(ZEROS.len() as u64);
+        hasher.update(&ZEROS[..piece as usize]);
+        length_bytes -= piece;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::stat_file;
+    use super::*;
+    use std::io::Seek;
+
+    fn contents(file: &mut File) -> io::Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        file.rewind()?;
+        file.read_to_end(&mut bytes)?;
+        Ok(bytes)
+    }
+
+    #[test]
+    fn copies_agree_with_the_source_and_keep_holes() -> io::Result<()> {
+        let sizes = [0, 1, 4095, 4096, BUFFER_BYTES - 1, BUFFER_BYTES, BUFFER_BYTES + 1, 3 << 20];
+        for (size, is_sparse) in sizes.into_iter().flat_map(|size| [(size, false), (size, true)]) {
+            let mut source = tempfile::tempfile()?;
+            if is_sparse {
+                source.set_len(size as u64)?;
+                if size > 1 << 20 {
+                    source.seek(io::SeekFrom::Start(1 << 20))?;
+                    source.write_all(b"island")?;
+                }
+            } else {
+                source.write_all(&(0..size).map(|index| (index * 31 % 251) as u8).collect::<Vec<_>>())?;
+            }
+            let stat = stat_file(&source)?;
+            let expected = contents(&mut source)?;
+            for capabilities in [Capabilities::all(), Capabilities::portable()] {
+                let mut target = tempfile::tempfile()?;
+                copy_contents(&source, &target, &stat, capabilities, &|| true)?;
+                assert_eq!(contents(&mut target)?, expected, "copy of {size} bytes");
+                if is_sparse {
+                    assert!(stat_file(&target)?.allocated_bytes <= stat.allocated_bytes + 4096);
+                }
+            }
+            let mut target = tempfile::tempfile()?;
+            let digest = copy_hashing(&source, &mut target, &stat, &|| true)?;
+            assert_eq!(contents(&mut target)?, expected, "hashing copy of {size} bytes");
+            assert_eq!(digest, Digest::of(&expected));
+            assert_eq!(hash_contents(&source, &|| true)?, (digest, size as u64));
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn a_cancelled_copy_is_interrupted() -> io::Result<()> {
+        let source = tempfile::tempfile()?;
+        source.set_len(1 << 20)?;
+        let mut stat = stat_file(&source)?;
+        stat.allocated_bytes = stat.size_bytes;
+        let mut target = tempfile::tempfile()?;
+        let copied = copy_contents(&source, &target, &stat, Capabilities::all(), &|| false);
+        assert!(copied.is_err_and(|error| error.kind() == io::ErrorKind::Interrupted));
+        let copied = copy_hashing(&source, &mut target, &stat, &|| false);
+        assert!(copied.is_err_and(|error| error.kind() == io::ErrorKind::Interrupted));
+        Ok(())
+    }
+}

@@ -1,0 +1,431 @@
+//! `Dir`: a handle on a directory, and the verbs on the names in it.
+//!
+//! Invariants:
+//! - A name is one component; only [`Dir::open_beneath`] and [`Dir::make_beneath`] take a relative
+//!   path, and both refuse a symlink in any component.
+//! - Absence is `None` (or [`Placed::Occupied`]), never an error.
+
+use super::capabilities::Capabilities;
+use super::stat::{FileKind, FileStat};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, RenameFlags, ResolveFlags};
+use rustix::io::Errno;
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Component, Path};
+
+const DIRECTORY: OFlags =
+    OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+/// A FIFO opened so returns at once, and a terminal does not become ours.
+const REGULAR: OFlags = OFlags::NONBLOCK.union(OFlags::NOFOLLOW).union(OFlags::NOCTTY).union(OFlags::CLOEXEC);
+
+/// An open directory.
+#[derive(Debug)]
+pub(crate) struct Dir {
+    fd: OwnedFd,
+    capabilities: Capabilities,
+}
+
+/// What became of an attempt to place something under a name that must be free.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[must_use]
+pub(crate) enum Placed {
+    Here,
+    /// The name exists already; nothing was changed.
+    Occupied,
+}
+
+impl Dir {
+    /// Opens a directory by a path that the user gave; symlinks on the way are the user's own.
+    pub(crate) fn open(path: &Path, capabilities: Capabilities) -> io::Result<Dir> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let fd = rustix::fs::openat(CWD, path, flags, Mode::empty())?;
+        Ok(Dir { fd, capabilities })
+    }
+
+    /// Opens the directory `name` here; a symlink is an error.
+    pub(crate) fn open_child(&self, name: &OsStr) -> io::Result<Dir> {
+        let fd = rustix::fs::openat(&self.fd, name, DIRECTORY, Mode::empty())?;
+        Ok(Dir { fd, capabilities: self.capabilities })
+    }
+
+    /// Opens the directory at a relative path below this one. Never leaves it and never passes
+    /// through a symlink, also while somebody else swaps directories for symlinks (openat2(2) with
+    /// BENEATH, `NO_SYMLINKS` and `NO_MAGICLINKS`, or one `O_NOFOLLOW` open for each component). The
+    /// empty path opens this directory again.
+    pub(crate) fn open_beneath(&self, path: &Path) -> io::Result<Dir> {
+        if path.as_os_str().is_empty() {
+            return self.open_child(OsStr::new("."));
+        }
+        if let Some(fd) = self.open_resolved(path, DIRECTORY)? {
+            return Ok(Dir { fd, capabilities: self.capabilities });
+        }
+        let mut dir: Option<Dir> = None;
+        for name in components(path)? {
+            dir = Some(dir.as_ref().unwrap_or(self).open_child(name)?);
+        }
+        dir.ok_or_else(|| Errno::INVAL.into())
+    }
+
+    /// Opens a regular file at a relative path below this directory, with the same care.
+    pub(crate) fn open_regular_beneath(&self, path: &Path) -> io::Result<(File, FileStat)> {
+        if let Some(fd) = self.open_resolved(path, REGULAR | OFlags::RDONLY)? {
+            return checked_regular(fd);
+        }
+        let (parent, name) = split(path)?;
+        self.open_beneath(parent)?.open_regular(name)
+    }
+
+    /// Opens an existing directory below this one, making what is missing with mode 0777 less the
+    /// umask. Never through a symlink.
+    pub(crate) fn make_beneath(&self, path: &Path) -> io::Result<Dir> {
+        let mut dir = self.open_child(OsStr::new("."))?;
+        for name in components(path)? {
+            dir = dir.make_child(name, 0o777)?;
+        }
+        Ok(dir)
+    }
+
+    /// Opens the directory `name`, making it first if need be.
+    pub(crate) fn make_child(&self, name: &OsStr, mode: u32) -> io::Result<Dir> {
+        match self.open_child(name) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            opened => return opened,
+        }
+        match rustix::fs::mkdirat(&self.fd, name, Mode::from_raw_mode(mode)) {
+            Ok(()) | Err(Errno::EXIST) => self.open_child(name),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
+    /// Makes the directory `name`, which must be free.
+    pub(crate) fn make_new(&self, name: &OsStr, mode: u32) -> io::Result<Placed> {
+        placed(rustix::fs::mkdirat(&self.fd, name, Mode::from_raw_mode(mode)))
+    }
+
+    /// Opens the regular file `name` for reading. Anything else is an error of kind `InvalidInput`,
+    /// and a FIFO does not block.
+    pub(crate) fn open_regular(&self, name: &OsStr) -> io::Result<(File, FileStat)> {
+        checked_regular(rustix::fs::openat(&self.fd, name, REGULAR | OFlags::RDONLY, Mode::empty())?)
+    }
+
+    /// Opens the regular file `name` for reading and writing, making it if need be.
+    pub(crate) fn open_or_create(&self, name: &OsStr, mode: u32) -> io::Result<(File, FileStat)> {
+        let flags = REGULAR | OFlags::RDWR | OFlags::CREATE;
+        checked_regular(rustix::fs::openat(&self.fd, name, flags, Mode::from_raw_mode(mode))?)
+    }
+
+    /// Opens the existing regular file `name` for reading and writing.
+    pub(crate) fn open_for_update(&self, name: &OsStr) -> io::Result<(File, FileStat)> {
+        checked_regular(rustix::fs::openat(&self.fd, name, REGULAR | OFlags::RDWR, Mode::empty())?)
+    }
+
+    /// Makes the file `name`, which must be free, and opens it for reading and writing.
+    pub(crate) fn create_new(&self, name: &OsStr, mode: u32) -> io::Result<File> {
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        Ok(rustix::fs::openat(&self.fd, name, flags, Mode::from_raw_mode(mode))?.into())
+    }
+
+    /// What `name` is, without following a symlink; `None` if there is no such name.
+    pub(crate) fn stat(&self, name: &OsStr) -> io::Result<Option<FileStat>> {
+        match rustix::fs::statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) => Ok(Some(FileStat::from(&stat))),
+            Err(Errno::NOENT) => Ok(None),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
+    /// What this directory itself is.
+    pub(crate) fn stat_self(&self) -> io::Result<FileStat> {
+        Ok(FileStat::from(&rustix::fs::fstat(&self.fd)?))
+    }
+
+    /// Gives this directory exactly these permission bits.
+    pub(crate) fn set_mode_self(&self, mode: u32) -> io::Result<()> {
+        Ok(rustix::fs::fchmod(&self.fd, Mode::from_raw_mode(mode))?)
+    }
+
+    /// Renames `name` to `target_name` in `target`, replacing what is there. Atomic.
+    pub(crate) fn rename(&self, name: &OsStr, target: &Dir, target_name: &OsStr) -> io::Result<()> {
+        rustix::fs::renameat(&self.fd, name, &target.fd, target_name)?;
+        Ok(())
+    }
+
+    /// Renames `name` to `target_name` in `target` if that name is free. Atomic; in the fallback
+    /// for directories another process can slip in between the look and the rename, and then
+    /// rename(2) itself refuses unless what slipped in is an empty directory.
+    pub(crate) fn rename_new(&self, name: &OsStr, target: &Dir, target_name: &OsStr) -> io::Result<Placed> {
+        if self.capabilities.rename_noreplace {
+            let renamed =
+                rustix::fs::renameat_with(&self.fd, name, &target.fd, target_name, RenameFlags::NOREPLACE);
+            match renamed {
+                // EINVAL: the filesystem does not know the flag.
+                Err(Errno::NOSYS | Errno::INVAL | Errno::OPNOTSUPP) => {}
+                renamed => return placed(renamed),
+            }
+        }
+        let is_directory = self.stat(name)?.is_some_and(|stat| stat.kind == FileKind::Directory);
+        if is_directory {
+            if target.stat(target_name)?.is_some() {
+                return Ok(Placed::Occupied);
+            }
+            self.rename(name, target, target_name)?;
+            return Ok(Placed::Here);
+        }
+        match self.link(name, target, target_name) {
+            Ok(Placed::Here) => {
+                self.unlink(name)?;
+                Ok(Placed::Here)
+            }
+            Ok(Placed::Occupied) => Ok(Placed::Occupied),
+            // No hard links here either: the look before the rename has to do.
+            Err(error) if super::is_unsupported(&error) => {
+                if target.stat(target_name)?.is_some() {
+                    return Ok(Placed::Occupied);
+                }
+                self.rename(name, target, target_name)?;
+                Ok(Placed::Here)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Gives the inode at `name` a second name, which must be free. Does not follow symlinks.
+    pub(crate) fn link(&self, name: &OsStr, target: &Dir, target_name: &OsStr) -> io::Result<Placed> {
+        placed(rustix::fs::linkat(&self.fd, name, &target.fd, target_name, AtFlags::empty()))
+    }
+
+    /// Makes a symlink with exactly this text; `name` must be free.
+    pub(crate) fn symlink(&self, text: &OsStr, name: &OsStr) -> io::Result<Placed> {
+        placed(rustix::fs::symlinkat(text, &self.fd, name))
+    }
+
+    /// Reads the text of the symlink `name`.
+    pub(crate) fn read_link(&self, name: &OsStr) -> io::Result<OsString> {
+        let text = rustix::fs::readlinkat(&self.fd, name, Vec::new())?;
+        Ok(OsString::from_vec(text.into_bytes()))
+    }
+
+    /// Removes a file or symlink; `false` if there was none.
+    pub(crate) fn unlink(&self, name: &OsStr) -> io::Result<bool> {
+        removed(rustix::fs::unlinkat(&self.fd, name, AtFlags::empty()))
+    }
+
+    /// Removes an empty directory; `false` if there was none.
+    pub(crate) fn remove_dir(&self, name: &OsStr) -> io::Result<bool> {
+        removed(rustix::fs::unlinkat(&self.fd, name, AtFlags::REMOVEDIR))
+    }
+
+    /// Removes whatever is at `name`, with all that is below it. Never follows a symlink; gives
+    /// itself the permission to empty read-only directories.
+    pub(crate) fn remove_all(&self, name: &OsStr) -> io::Result<()> {
+        let Some(stat) = self.stat(name)? else { return Ok(()) };
+        if stat.kind != FileKind::Directory {
+            self.unlink(name)?;
+            return Ok(());
+        }
+        let dir = match self.open_child(name) {
+            // A directory without read permission: our own, so it can be given.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                rustix::fs::chmodat(&self.fd, name, Mode::RWXU, AtFlags::empty())?;
+                self.open_child(name)?
+            }
+            opened => opened?,
+        };
+        if stat.mode & 0o700 != 0o700 {
+            dir.set_mode_self(0o700)?;
+        }
+        for (child, _) in dir.entries()? {
+            dir.remove_all(&child)?;
+        }
+        self.remove_dir(name)?;
+        Ok(())
+    }
+
+    /// All names here with their kinds, in no order, without `.` and `..`.
+    pub(crate) fn entries(&self) -> io::Result<Vec<(OsString, FileKind)>> {
+        let mut entries = Vec::new();
+        for entry in rustix::fs::Dir::read_from(&self.fd)? {
+            let entry = entry?;
+            let name = OsStr::from_bytes(entry.file_name().to_bytes());
+            if name == "." || name == ".." {
+                continue;
+            }
+            let kind = match entry.file_type() {
+                rustix::fs::FileType::Unknown => match self.stat(name)? {
+                    Some(stat) => stat.kind,
+                    None => continue,
+                },
+                file_type => file_type.into(),
+            };
+            entries.push((name.to_owned(), kind));
+        }
+        Ok(entries)
+    }
+
+    /// Makes the names in this directory durable.
+    pub(crate) fn sync(&self) -> io::Result<()> {
+        Ok(rustix::fs::fsync(&self.fd)?)
+    }
+
+    /// This directory as a file, to lock it.
+    pub(crate) fn as_file(&self) -> io::Result<File> {
+        Ok(self.fd.try_clone()?.into())
+    }
+
+    pub(crate) fn capabilities(&self) -> Capabilities {
+        self.capabilities
+    }
+
+    /// One openat2 call for a whole path; `None` where that call is not to be had.
+    #[cfg(target_os = "linux")]
+    fn open_resolved(&self, path: &Path, flags: OFlags) -> io::Result<Option<OwnedFd>> {
+        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+        if !self.capabilities.openat2 {
+            return Ok(None);
+        }
+        // openat2 accepts `a/../b`; we do not.
+        components(path)?;
+        match rustix::fs::openat2(&self.fd, path, flags, Mode::empty(), resolve) {
+            Ok(fd) => Ok(Some(fd)),
+            // ENOSYS: an old kernel. EPERM: an old seccomp profile. EAGAIN: a race with a rename
+            // that the kernel could not decide; the slow walk can.
+            Err(Errno::NOSYS | Errno::PERM | Errno::AGAIN) => Ok(None),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    fn open_resolved(&self, _path: &Path, _flags: OFlags) -> io::Result<Option<OwnedFd>> {
+        Ok(None)
+    }
+}
+
+impl AsFd for Dir {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+fn checked_regular(fd: OwnedFd) -> io::Result<(File, FileStat)> {
+    let stat = FileStat::from(&rustix::fs::fstat(&fd)?);
+    if stat.kind != FileKind::Regular {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
+    }
+    Ok((fd.into(), stat))
+}
+
+fn placed(result: rustix::io::Result<()>) -> io::Result<Placed> {
+    match result {
+        Ok(()) => Ok(Placed::Here),
+        Err(Errno::EXIST | Errno::NOTEMPTY) => Ok(Placed::Occupied),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+fn removed(result: rustix::io::Result<()>) -> io::Result<bool> {
+    match result {
+        Ok(()) => Ok(true),
+        Err(Errno::NOENT) => Ok(false),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+/// The plain names of a relative path; anything else (`/`, `..`, `.`) is refused.
+fn components(path: &Path) -> io::Result<Vec<&OsStr>> {
+    let mut names = Vec::new();
+    for component in path.components() {
+        match component {
+            Component::Normal(name) => names.push(name),
+            _ => return Err(Errno::INVAL.into()),
+        }
+    }
+    Ok(names)
+}
+
+fn split(path: &Path) -> io::Result<(&Path, &OsStr)> {
+    match (path.parent(), path.file_name()) {
+        (Some(parent), Some(name)) => Ok((parent, name)),
+        _ => Err(Errno::INVAL.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn each_way(check: impl Fn(&Dir, &Path) -> io::Result<()>) -> io::Result<()> {
+        for capabilities in [Capabilities::all(), Capabilities::portable()] {
+            let folder = tempfile::tempdir()?;
+            check(&Dir::open(folder.path(), capabilities)?, folder.path())?;
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn a_walk_never_passes_through_a_symlink() -> io::Result<()> {
+        each_way(|dir, path| {
+            std::fs::create_dir_all(path.join("real/deep"))?;
+            std::os::unix::fs::symlink("real", path.join("link"))?;
+            std::os::unix::fs::symlink("/etc", path.join("out"))?;
+            assert!(dir.open_beneath(Path::new("real/deep")).is_ok());
+            for escape in ["link/deep", "link", "out", "../x", "/etc", "real/../real"] {
+                assert!(dir.open_beneath(Path::new(escape)).is_err(), "{escape} must not open");
+                assert!(dir.make_beneath(Path::new(escape)).is_err(), "{escape} must not be made");
+            }
+            assert!(dir.open_regular_beneath(Path::new("out/passwd")).is_err());
+            Ok(())
+        })
+    }
+
+    #[test]
+    fn a_fifo_does_not_hang_us() -> io::Result<()> {
+        each_way(|dir, path| {
+            rustix::fs::mknodat(
+                CWD,
+                path.join("fifo"),
+                rustix::fs::FileType::Fifo,
+                Mode::from_raw_mode(0o600),
+                0,
+            )?;
+            assert!(dir.open_regular(OsStr::new("fifo")).is_err());
+            assert!(dir.open_regular_beneath(Path::new("fifo")).is_err());
+            Ok(())
+        })
+    }
+
+    #[test]
+    fn rename_new_never_overwrites() -> io::Result<()> {
+        each_way(|dir, path| {
+            for name in ["a", "b"] {
+                std::fs::write(path.join(name), name)?;
+                std::fs::create_dir_all(path.join(format!("{name}-dir/{name}")))?;
+            }
+            assert_eq!(dir.rename_new("a".as_ref(), dir, "b".as_ref())?, Placed::Occupied);
+            assert_eq!(std::fs::read(path.join("b"))?, b"b");
+            assert_eq!(dir.rename_new("a-dir".as_ref(), dir, "b-dir".as_ref())?, Placed::Occupied);
+            assert_eq!(dir.rename_new("a".as_ref(), dir, "c".as_ref())?, Placed::Here);
+            assert_eq!(dir.rename_new("a-dir".as_ref(), dir, "c-dir".as_ref())?, Placed::Here);
+            assert!(dir.stat("a".as_ref())?.is_none() && dir.stat("c".as_ref())?.is_some());
+            Ok(())
+        })
+    }
+
+    #[test]
+    fn remove_all_empties_read_only_directories_and_spares_symlink_targets() -> io::Result<()> {
+        each_way(|dir, path| {
+            let outside = tempfile::tempdir()?;
+            std::fs::write(outside.path().join("keep"), "x")?;
+            std::fs::create_dir_all(path.join("tree/sub"))?;
+            std::fs::write(path.join("tree/sub/file"), "x")?;
+            std::os::unix::fs::symlink(outside.path(), path.join("tree/link"))?;
+            dir.open_beneath(Path::new("tree/sub"))?.set_mode_self(0o000)?;
+            dir.remove_all(OsStr::new("tree"))?;
+            assert!(!path.join("tree").exists());
+            assert!(outside.path().join("keep").exists());
+            Ok(())
+        })
+    }
+}

@@ -1,0 +1,138 @@
+//! Every name on disk. Nobody else joins paths inside a store.
+//!
+//! ```text
+//! <root>/                 0700
+//!   FORMAT                "larder store format 1" and a checksum; made first, never changed
+//!   CACHEDIR.TAG          so that backups pass the store by
+//!   identity              id, incarnation, boot and barriers; checked
+//!   identity.lock         flock: while identity is replaced
+//!   lock                  flock: shared while publishing, exclusive to repair or remove
+//!   in-use                flock: shared while the store is open, exclusive to remove
+//!   index.redb            task digest -> stamp of its manifest; can be lost
+//!   stamps                64-byte slots: blob -> stamp, epoch; can be lost
+//!   blobs/ab/cdef..       contents, mode 0444
+//!   blobs/ab/cdef...555   the same contents with mode 0555 (or 0500, 0400, ...)
+//!   manifests/ab/cdef..   the truth: one file for each task
+//!   staging/<random>/     one directory for each open store, flocked while its owner lives
+//!   leases/<hex>          flock: one file for each root in a workspace that is being restored
+//!   quarantine/           what was found damaged, named by time and former name
+//! ```
+//!
+//! In a workspace, names of ours begin with [`RESTORE_PREFIX`]; they exist only while a restore
+//! runs, or after one was killed.
+
+use std::ffi::OsString;
+use std::fmt::Write;
+
+pub(crate) const FORMAT: &str = "FORMAT";
+pub(crate) const CACHEDIR_TAG: &str = "CACHEDIR.TAG";
+pub(crate) const IDENTITY: &str = "identity";
+pub(crate) const IDENTITY_LOCK: &str = "identity.lock";
+pub(crate) const LOCK: &str = "lock";
+pub(crate) const IN_USE: &str = "in-use";
+pub(crate) const INDEX: &str = "index.redb";
+pub(crate) const STAMPS: &str = "stamps";
+pub(crate) const BLOBS: &str = "blobs";
+pub(crate) const MANIFESTS: &str = "manifests";
+pub(crate) const STAGING: &str = "staging";
+pub(crate) const LEASES: &str = "leases";
+pub(crate) const QUARANTINE: &str = "quarantine";
+
+/// The folders of a store, in the order in which they are made.
+pub(crate) const FOLDERS: [&str; 5] = [BLOBS, MANIFESTS, STAGING, LEASES, QUARANTINE];
+
+/// How every file that we put into a workspace for the time of a restore is named.
+pub(crate) const RESTORE_PREFIX: &str = ".larder-restore-";
+
+/// Whether a name in the root of a store is one that we write. Replaced files have a random suffix
+/// while they are made.
+pub(crate) fn is_ours(name: &str) -> bool {
+    const FILES: [&str; 8] = [FORMAT, CACHEDIR_TAG, IDENTITY, IDENTITY_LOCK, LOCK, IN_USE, INDEX, STAMPS];
+    let is_file = |file: &&str| name.strip_prefix(*file).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'));
+    FILES.iter().any(|file| is_file(file)) || FOLDERS.contains(&name) || name == "lost+found"
+}
+
+/// The newest store format that this build reads and writes.
+pub(crate) const FORMAT_VERSION: u32 = 1;
+
+/// How the format file begins.
+pub(crate) const FORMAT_WORDS: &str = "larder store format ";
+
+/// The signature that the [Cache Directory Tagging Specification](https://bford.info/cachedir/) asks for.
+pub(crate) const CACHEDIR_TAG_CONTENTS: &[u8] = b"Signature: 8a477f597d28d172789f06886806bc55\n\
+# This directory is a cache made by larder. Removing it costs rebuilding, nothing else.\n";
+
+/// The fan-out directory and the file name of a digest, below `blobs` or `manifests`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Shard {
+    pub(crate) folder: OsString,
+    pub(crate) name: OsString,
+}
+
+impl Shard {
+    /// Where a blob with these permission bits lies. 0444 is the usual case and has no suffix.
+    pub(crate) fn of_blob(digest: &[u8; 32], mode: u32) -> Shard {
+        let mut shard = Shard::of_manifest(digest);
+        if mode != 0o444 {
+            shard.name.push(format!(".{mode:03o}"));
+        }
+        shard
+    }
+
+    /// Where the manifest of a task lies.
+    pub(crate) fn of_manifest(digest: &[u8; 32]) -> Shard {
+        let hex = blake3::Hash::from_bytes(*digest).to_hex();
+        Shard { folder: hex[..2].into(), name: hex[2..].into() }
+    }
+
+    /// The fan-out folder as a number.
+    pub(crate) fn first_byte(&self) -> u8 {
+        let hex = self.folder.to_str().unwrap_or_default();
+        u8::from_str_radix(hex, 16).unwrap_or_default()
+    }
+
+    /// Reads folder and file name back; `None` for names that we do not write.
+    pub(crate) fn parse(folder: &str, name: &str) -> Option<([u8; 32], u32)> {
+        let (hex, mode) = match name.split_once('.') {
+            None => (name, 0o444),
+            Some((hex, octal)) => (hex, parse_mode(octal)?),
+        };
+        let digest: crate::Digest = format!("{folder}{hex}").parse().ok()?;
+        (folder.len() == 2).then_some((*digest.as_bytes(), mode))
+    }
+}
+
+/// The name of the lease file for one place in one workspace.
+pub(crate) fn lease_name(place: &[u8; 32]) -> String {
+    place[..16].iter().fold(String::new(), |mut name, byte| {
+        // Writing to a String cannot fail.
+        let _ = write!(name, "{byte:02x}");
+        name
+    })
+}
+
+fn parse_mode(octal: &str) -> Option<u32> {
+    let mode = u32::from_str_radix(octal, 8).ok()?;
+    (octal.len() == 3 && mode & !0o555 == 0 && mode != 0o444).then_some(mode)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blob_names_read_back_and_nothing_else_does() {
+        let digest = *crate::Digest::of(b"x").as_bytes();
+        for mode in [0o444, 0o555, 0o400, 0o500, 0o440] {
+            let shard = Shard::of_blob(&digest, mode);
+            let (folder, name) = (shard.folder.to_string_lossy(), shard.name.to_string_lossy());
+            assert_eq!(Shard::parse(&folder, &name), Some((digest, mode)));
+        }
+        let shard = Shard::of_manifest(&digest);
+        let (folder, name) = (shard.folder.to_string_lossy(), shard.name.to_string_lossy());
+        for bad in ["", "x", &format!("{name}.444"), &format!("{name}.755"), &format!("{name}.5"), &name[1..]] {
+            assert_eq!(Shard::parse(&folder, bad), None, "{bad:?}");
+        }
+        assert_eq!(Shard::parse("zz", &name), None);
+    }
+}

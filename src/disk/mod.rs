@@ -1,0 +1,71 @@
+//! The only place that talks to the operating system about files.
+//!
+//! Everything works on directory handles ([`Dir`]) and single names, through `rustix`, so that a
+//! directory swapped for a symlink between two calls cannot lead us elsewhere. The verbs here have
+//! one contract each; they know nothing of blobs or manifests. What an operating system or a
+//! filesystem cannot do is a [`Capabilities`] value together with [`is_unsupported`], so that a
+//! test can take each fallback on any machine.
+//!
+//! Invariants:
+//! - No call follows a symlink in the last component of a name.
+//! - No call blocks on a FIFO or a device: files are opened non-blocking and must be regular.
+//! - Every descriptor is close-on-exec, so children never inherit a lock.
+//!
+//! Left to others: error messages (callers add action and path), policy, retries.
+
+mod capabilities;
+mod claim;
+mod copy;
+mod dir;
+pub(crate) mod layout;
+mod lock;
+mod map;
+mod shards;
+mod stat;
+mod system;
+
+pub use capabilities::Capabilities;
+pub(crate) use claim::{Claim, remove_if_dead};
+pub(crate) use copy::{clone_contents, copy_contents, copy_hashing, hash_contents, read_exactly};
+pub(crate) use dir::{Dir, Placed};
+pub(crate) use lock::{Lock, LockMode};
+pub(crate) use map::hash_mapped;
+pub(crate) use shards::Shards;
+pub(crate) use stat::{FileKind, FileStat, Stamp};
+pub use stat::Timestamp;
+pub(crate) use system::{
+    boot_id, effective_user, filesystem_name, now, random_bytes, random_name, set_mode, set_modified, stat_file,
+    sync_filesystem,
+};
+
+use std::io;
+
+/// Whether an error means "not supported here" for a link or a clone, so that the next way may be
+/// tried. Never true for a full disk or missing permissions on a directory.
+///
+/// Sources: link(2), `ioctl_ficlone(2)`, `copy_file_range(2)`. EINVAL is what FICLONE says across
+/// some filesystems and for some file types; EPERM is what `protected_hardlinks` and filesystems
+/// without hard links say.
+pub(crate) fn is_unsupported(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    let Some(errno) = Errno::from_io_error(error) else { return false };
+    [Errno::XDEV, Errno::OPNOTSUPP, Errno::NOTTY, Errno::NOSYS, Errno::PERM, Errno::INVAL, Errno::MLINK]
+        .contains(&errno)
+}
+
+/// Whether an inode has as many links as its filesystem allows.
+pub(crate) fn is_link_limit(error: &io::Error) -> bool {
+    rustix::io::Errno::from_io_error(error) == Some(rustix::io::Errno::MLINK)
+}
+
+/// Whether two names lie on different filesystems, or on two mounts of one.
+pub(crate) fn is_cross_device(error: &io::Error) -> bool {
+    rustix::io::Errno::from_io_error(error) == Some(rustix::io::Errno::XDEV)
+}
+
+/// Whether a walk met a symlink, or something else that is no directory, where a directory was
+/// expected.
+pub(crate) fn is_not_a_directory(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    matches!(Errno::from_io_error(error), Some(Errno::LOOP | Errno::NOTDIR | Errno::XDEV))
+}

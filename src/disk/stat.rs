@@ -1,0 +1,99 @@
+//! What one stat call tells, and the stamp by which an untouched inode is recognised.
+
+use rustix::fs::{FileType, Stat};
+
+/// A point in time as a filesystem keeps it: seconds since 1970 and nanoseconds within.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Timestamp {
+    /// Seconds since 1970-01-01 00:00 UTC; negative before.
+    pub seconds: i64,
+    /// 0 to 999,999,999.
+    pub nanoseconds: u32,
+}
+
+impl Timestamp {
+    /// The difference `self - earlier` in nanoseconds, saturating.
+    pub(crate) fn nanoseconds_since(self, earlier: Timestamp) -> i64 {
+        let seconds = self.seconds.saturating_sub(earlier.seconds);
+        seconds
+            .saturating_mul(1_000_000_000)
+            .saturating_add(i64::from(self.nanoseconds) - i64::from(earlier.nanoseconds))
+    }
+}
+
+/// The kinds of file that we tell apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum FileKind {
+    Directory,
+    Regular,
+    Special,
+    Symlink,
+}
+
+impl From<FileType> for FileKind {
+    fn from(file_type: FileType) -> FileKind {
+        match file_type {
+            FileType::RegularFile => FileKind::Regular,
+            FileType::Directory => FileKind::Directory,
+            FileType::Symlink => FileKind::Symlink,
+            _ => FileKind::Special,
+        }
+    }
+}
+
+/// The fields of stat(2) that we use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct FileStat {
+    pub(crate) kind: FileKind,
+    /// Permission bits and setuid, setgid, sticky: `mode & 0o7777`.
+    pub(crate) mode: u32,
+    pub(crate) size_bytes: u64,
+    /// Blocks in use, as bytes; less than the size for a sparse file.
+    pub(crate) allocated_bytes: u64,
+    pub(crate) device: u64,
+    pub(crate) inode: u64,
+    pub(crate) links: u64,
+    pub(crate) user: u32,
+    pub(crate) modified: Timestamp,
+    pub(crate) changed: Timestamp,
+}
+
+impl FileStat {
+    /// Whether this is the same inode with the same contents as far as stat can tell: the check
+    /// before and after a file is read.
+    pub(crate) fn is_unchanged_since(&self, earlier: &FileStat) -> bool {
+        self.stamp() == earlier.stamp() && self.changed == earlier.changed && self.device == earlier.device
+    }
+
+    pub(crate) fn stamp(&self) -> Stamp {
+        Stamp { inode: self.inode, size_bytes: self.size_bytes, modified: self.modified }
+    }
+}
+
+// The libc types differ from one platform to the next.
+#[expect(clippy::unnecessary_cast, clippy::cast_lossless, reason = "field types differ between platforms")]
+impl From<&Stat> for FileStat {
+    fn from(stat: &Stat) -> FileStat {
+        FileStat {
+            kind: FileType::from_raw_mode(stat.st_mode as _).into(),
+            mode: stat.st_mode as u32 & 0o7777,
+            size_bytes: stat.st_size as u64,
+            allocated_bytes: stat.st_blocks as u64 * 512,
+            device: stat.st_dev as u64,
+            inode: stat.st_ino as u64,
+            links: stat.st_nlink as u64,
+            user: stat.st_uid as u32,
+            modified: Timestamp { seconds: stat.st_mtime as i64, nanoseconds: stat.st_mtime_nsec as u32 },
+            changed: Timestamp { seconds: stat.st_ctime as i64, nanoseconds: stat.st_ctime_nsec as u32 },
+        }
+    }
+}
+
+/// By what an inode that nobody wrote to is recognised. A write, through whatever name, changes
+/// `modified`; link, unlink and chmod do not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Stamp {
+    pub(crate) inode: u64,
+    pub(crate) size_bytes: u64,
+    pub(crate) modified: Timestamp,
+}

@@ -1,0 +1,103 @@
+//! Single questions and orders to the system: who are we, when is it, which boot, make it durable.
+
+use super::stat::{FileStat, Timestamp};
+use rustix::fs::{Mode, Timespec, Timestamps};
+use std::fs::File;
+use std::io;
+use std::os::fd::AsFd;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// What an open file is.
+pub(crate) fn stat_file(file: &File) -> io::Result<FileStat> {
+    Ok(FileStat::from(&rustix::fs::fstat(file)?))
+}
+
+/// Gives an open file exactly these permission bits, whatever the umask.
+pub(crate) fn set_mode(file: &File, mode: u32) -> io::Result<()> {
+    Ok(rustix::fs::fchmod(file, Mode::from_raw_mode(mode))?)
+}
+
+/// Sets the modification time of an open file; leaves the access time alone.
+#[expect(clippy::useless_conversion, reason = "the field types differ between platforms")]
+pub(crate) fn set_modified(file: &File, modified: Timestamp) -> io::Result<()> {
+    let times = Timestamps {
+        last_access: Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_OMIT },
+        last_modification: Timespec { tv_sec: modified.seconds, tv_nsec: modified.nanoseconds.into() },
+    };
+    Ok(rustix::fs::futimens(file, &times)?)
+}
+
+/// Writes everything that the filesystem below `handle` has not written yet, contents and names,
+/// everybody's (syncfs(2); its errors are reported since Linux 5.8).
+#[cfg(target_os = "linux")]
+pub(crate) fn sync_filesystem(handle: impl AsFd) -> io::Result<()> {
+    Ok(rustix::fs::syncfs(handle)?)
+}
+
+/// Where there is no syncfs(2), `sync` is the nearest; POSIX lets it return before the writes end,
+/// so the handle is synced as well.
+#[cfg(not(target_os = "linux"))]
+pub(crate) fn sync_filesystem(handle: impl AsFd) -> io::Result<()> {
+    rustix::fs::sync();
+    Ok(rustix::fs::fsync(handle)?)
+}
+
+/// The time now; the epoch if the clock is set before it.
+pub(crate) fn now() -> Timestamp {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Timestamp { seconds: since.as_secs() as i64, nanoseconds: since.subsec_nanos() }
+}
+
+/// Random bytes from the kernel.
+pub(crate) fn random_bytes<const N: usize>() -> io::Result<[u8; N]> {
+    let mut bytes = [0; N];
+    getrandom::fill(&mut bytes).map_err(|error| io::Error::other(error.to_string()))?;
+    Ok(bytes)
+}
+
+/// 16 random hex digits, for names that nobody can guess or meet by accident.
+pub(crate) fn random_name() -> io::Result<String> {
+    Ok(format!("{:016x}", u64::from_le_bytes(random_bytes()?)))
+}
+
+/// Which boot of which machine this is. Two calls between which the page cache may have been lost
+/// return different values. Where the system has no boot id, every process counts as a boot of its
+/// own, which costs rehashing and nothing else.
+pub(crate) fn boot_id() -> io::Result<[u8; 16]> {
+    let text = std::fs::read("/proc/sys/kernel/random/boot_id");
+    let Ok(text) = text else { return random_bytes() };
+    let mut id = [0; 16];
+    id.copy_from_slice(&blake3::hash(&text).as_bytes()[..16]);
+    Ok(id)
+}
+
+/// The effective user.
+pub(crate) fn effective_user() -> u32 {
+    rustix::process::geteuid().as_raw()
+}
+
+/// The name of the filesystem below `handle`, for people (`f_type` of statfs(2)).
+#[cfg(target_os = "linux")]
+pub(crate) fn filesystem_name(handle: impl AsFd) -> io::Result<&'static str> {
+    let magic = rustix::fs::fstatfs(handle)?.f_type as u64 & 0xffff_ffff;
+    Ok(match magic {
+        0xef53 => "ext4",
+        0x9123_683e => "btrfs",
+        0x5846_5342 => "xfs",
+        0x0102_1994 => "tmpfs",
+        0x794c_7630 => "overlayfs",
+        0x6969 => "nfs",
+        0xff53_4d42 | 0xfe53_4d42 => "smb",
+        0x0102_1997 => "9p",
+        0x6573_5546 => "fuse",
+        0x2fc1_2fc1 => "zfs",
+        0xca45_1a4e => "bcachefs",
+        0xf2f5_2010 => "f2fs",
+        _ => "unknown",
+    })
+}
+
+#[cfg(not(target_os = "linux"))]
+pub(crate) fn filesystem_name(_handle: impl AsFd) -> io::Result<&'static str> {
+    Ok("unknown")
+}

@@ -1,0 +1,218 @@
+//! Entries: the manifest file of each task, and the index as the fast way to it.
+//!
+//! - I10: The manifest file is the truth. Its publication (a rename) commits a store, its removal
+//!   (an unlink) commits a removal; the index only follows.
+//! - A manifest that does not decode is quarantined, and its task is a miss.
+
+use super::Cache;
+use crate::disk::{self, Dir, FileStat, layout, layout::Shard};
+use crate::error::{Context, Error, Result};
+use crate::index::{Change, Row};
+use crate::key::TaskDigest;
+use crate::manifest::{DecodeError, Manifest};
+use crate::options::Durability;
+use std::ffi::OsStr;
+use std::io::{self, Write};
+use std::path::PathBuf;
+
+/// A manifest of more bytes than this is neither written nor read: some three million outputs.
+const MANIFEST_BYTES_MAX: u64 = 256 << 20;
+
+/// What a lookup tells of an entry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Hit {
+    /// How long the task ran when it was stored, in milliseconds.
+    pub duration_ms: u64,
+    /// Its exit code.
+    pub exit_code: i32,
+}
+
+impl Cache {
+    /// Whether there is an entry for `task`. Microseconds: one read of the index and one stat; the
+    /// blobs are looked at by the restore. `None` is a miss. Blocking, briefly.
+    ///
+    /// # Errors
+    /// If the manifest cannot be read for a reason other than its absence or damage.
+    pub fn lookup(&self, task: &TaskDigest) -> Result<Option<Hit>> {
+        let row = self.inner.index.get(task);
+        let Some(stat) = self.stat_manifest(task)? else {
+            if row.is_some() {
+                self.inner.index.commit_later(Change::Remove(*task));
+            }
+            return Ok(None);
+        };
+        if let Some(row) = row.filter(|row| row.manifest == stat.stamp()) {
+            return Ok(Some(Hit { duration_ms: row.duration_ms, exit_code: row.exit_code }));
+        }
+        let Some((manifest, stat)) = self.read_manifest(task)? else { return Ok(None) };
+        self.inner.index.commit_later(Change::Put(*task, row_of(&manifest, &stat)));
+        Ok(Some(Hit { duration_ms: manifest.duration_ms, exit_code: manifest.exit_code }))
+    }
+
+    /// The whole manifest of `task`; `None` if there is no entry. Blocking.
+    ///
+    /// # Errors
+    /// If the manifest cannot be read for a reason other than its absence or damage.
+    pub fn manifest(&self, task: &TaskDigest) -> Result<Option<Manifest>> {
+        Ok(self.read_manifest(task)?.map(|(manifest, _)| manifest))
+    }
+
+    /// Removes the entry of `task`; false if there was none. Its blobs stay until a sweep finds
+    /// that nobody needs them. Atomic; durable if the cache is. Blocking.
+    ///
+    /// # Errors
+    /// If the manifest cannot be removed.
+    pub fn remove(&self, task: &TaskDigest) -> Result<bool> {
+        let shard = Shard::of_manifest(task.as_bytes());
+        let path = || self.manifest_path(task);
+        let folder = match self.inner.manifests.folder(&shard) {
+            Ok(folder) => folder,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+            Err(error) => return Err(error).context("open the folder of", path),
+        };
+        let is_removed = folder.unlink(&shard.name).context("remove", path)?;
+        if is_removed {
+            if self.inner.options.durability == Durability::Durable {
+                folder.sync().context("sync the folder of", path)?;
+            }
+            self.inner.index.commit(Change::Remove(*task));
+        }
+        Ok(is_removed)
+    }
+
+    /// Publishes the manifest of an entry whose blobs are in place, and commits its row.
+    pub(super) fn publish_manifest(&self, task: &TaskDigest, manifest: &Manifest) -> Result<()> {
+        let bytes = manifest.encode(task);
+        if bytes.len() as u64 > MANIFEST_BYTES_MAX {
+            return Err(Error::InvalidOutput { path: PathBuf::from("."), reason: "there are too many outputs" });
+        }
+        let path = || self.manifest_path(task);
+        let is_durable = self.inner.options.durability == Durability::Durable;
+        let staging = self.inner.blobs.staging();
+        let (name, mut file) = staging.create(0o600)?;
+        let staged = (|| {
+            file.write_all(&bytes)?;
+            // A time of full precision, so that no two manifests of a task have the same stamp.
+            disk::set_modified(&file, disk::now())?;
+            if is_durable {
+                file.sync_all()?;
+            }
+            disk::stat_file(&file)
+        })();
+        let discard = || {
+            // Best effort; the staging directory goes when its owner ends.
+            let _ = staging.dir().map(|dir| dir.unlink(&name));
+        };
+        let stat = staged.context("stage", path).inspect_err(|_| discard())?;
+        // The last moment to notice that all this went into a store that is gone.
+        if !self.inner.identity.is_in_place() {
+            discard();
+            return Err(self.replaced());
+        }
+        let shard = Shard::of_manifest(task.as_bytes());
+        let folder = self.inner.manifests.make_folder(&shard).context("make the folder of", path);
+        let folder = folder.inspect_err(|_| discard())?;
+        let renamed = staging.dir()?.rename(&name, folder, &shard.name).context("publish", path);
+        renamed.inspect_err(|_| discard())?;
+        if is_durable {
+            folder.sync().context("sync the folder of", path)?;
+            self.inner.manifests.parent().sync().context("sync the folders of", path)?;
+        }
+        self.inner.index.commit(Change::Put(*task, row_of(manifest, &stat)));
+        Ok(())
+    }
+
+    /// Calls `take` for the name of each manifest file; names that are none of ours are counted.
+    pub(super) fn for_each_manifest(
+        &self,
+        mut take: impl FnMut(TaskDigest, &Dir, &OsStr, FileStat) -> Result<()>,
+    ) -> Result<usize> {
+        let mut strangers = 0;
+        let parent = self.inner.manifests.parent();
+        let place = || self.inner.path.join(layout::MANIFESTS);
+        for (folder_name, _) in parent.entries().context("list", place)? {
+            let Ok(folder) = parent.open_child(&folder_name) else {
+                strangers += 1;
+                continue;
+            };
+            for (name, _) in folder.entries().context("list", || place().join(&folder_name))? {
+                let parsed = match (folder_name.to_str(), name.to_str()) {
+                    (Some(folder), Some(name)) => Shard::parse(folder, name),
+                    _ => None,
+                };
+                let stat = folder.stat(&name).context("look at", || place().join(&folder_name).join(&name))?;
+                match (parsed, stat) {
+                    (Some((digest, 0o444)), Some(stat)) => {
+                        take(TaskDigest::from_bytes(digest), &folder, &name, stat)?;
+                    }
+                    (_, Some(_)) => strangers += 1,
+                    (_, None) => {}
+                }
+            }
+        }
+        Ok(strangers)
+    }
+
+    /// Reads and decodes a manifest file; damage is quarantined and reads as absence.
+    pub(super) fn read_manifest(&self, task: &TaskDigest) -> Result<Option<(Manifest, FileStat)>> {
+        let shard = Shard::of_manifest(task.as_bytes());
+        let path = || self.manifest_path(task);
+        let folder = match self.inner.manifests.folder(&shard) {
+            Ok(folder) => folder,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error).context("open the folder of", path),
+        };
+        let decoded = match load(folder, &shard.name, task) {
+            Ok(decoded) => decoded,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => Err(DecodeError::Checksum),
+            Err(error) => return Err(error).context("read", path),
+        };
+        match decoded {
+            Ok(found) => Ok(Some(found)),
+            // Not ours to judge; a miss for this version, left alone for the other.
+            Err(DecodeError::Newer) => Ok(None),
+            Err(_) => {
+                let label = format!("manifest-{}", &task.to_string()[..12]);
+                match self.inner.blobs.set_aside(folder, &shard.name, &label) {
+                    Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error).context("quarantine", path),
+                    _ => Ok(None),
+                }
+            }
+        }
+    }
+
+    fn stat_manifest(&self, task: &TaskDigest) -> Result<Option<FileStat>> {
+        let shard = Shard::of_manifest(task.as_bytes());
+        match self.inner.manifests.folder(&shard).and_then(|folder| folder.stat(&shard.name)) {
+            Ok(stat) => Ok(stat),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error).context("look at", || self.manifest_path(task)),
+        }
+    }
+
+    pub(super) fn manifest_path(&self, task: &TaskDigest) -> PathBuf {
+        let shard = Shard::of_manifest(task.as_bytes());
+        self.inner.path.join(layout::MANIFESTS).join(shard.folder).join(shard.name)
+    }
+}
+
+/// Reads a manifest file without judging it.
+pub(super) fn load(
+    folder: &Dir,
+    name: &OsStr,
+    task: &TaskDigest,
+) -> io::Result<Result<(Manifest, FileStat), DecodeError>> {
+    let (file, stat) = folder.open_regular(name)?;
+    if stat.size_bytes > MANIFEST_BYTES_MAX {
+        return Ok(Err(DecodeError::Checksum));
+    }
+    let mut bytes = Vec::new();
+    disk::read_exactly(&file, stat.size_bytes as usize, &mut bytes)?;
+    Ok(Manifest::decode(&bytes, task).map(|manifest| (manifest, stat)))
+}
+
+pub(super) fn row_of(manifest: &Manifest, stat: &FileStat) -> Row {
+    Row { manifest: stat.stamp(), duration_ms: manifest.duration_ms, exit_code: manifest.exit_code }
+}

@@ -1,0 +1,103 @@
+//! Leases: one operation at a time on a root in a workspace, across processes and threads.
+//!
+//! A lease on a root is a flock on a file in the store named by the root's absolute path, exclusive
+//! to restore, shared to store, and shared on every directory above, so that roots which contain
+//! each other exclude each other, also when they are reached through different workspaces. Taken in
+//! the order of the paths, so no two operations wait for each other.
+
+use super::{Cache, is_read_only};
+use crate::cancel::Cancel;
+use crate::disk::{Lock, LockMode, layout};
+use crate::error::{Context, Error, Result};
+use crate::manifest::{Root, RootKind, literal_prefix};
+use std::collections::BTreeMap;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+const PLACE_CONTEXT: &str = "larder 2026-11-23 lease place v1";
+
+/// An entry with more roots than this takes one lease on its whole workspace.
+const ROOTS_MAX: usize = 16;
+
+/// Locks on places in a workspace, held as long as this lives.
+#[derive(Debug)]
+#[must_use = "the lease ends when this is dropped"]
+pub(super) struct Lease {
+    _locks: Vec<Lock>,
+}
+
+impl Cache {
+    /// Waits until nobody else works on these roots. `workspace` must be canonical.
+    pub(super) fn lease(
+        &self,
+        workspace: &Path,
+        roots: &[Root],
+        mode: LockMode,
+        cancel: &Cancel,
+    ) -> Result<Lease> {
+        let mut locks = Vec::new();
+        for (place, mode) in places(workspace, roots, mode) {
+            let digest = blake3::derive_key(PLACE_CONTEXT, place.as_os_str().as_bytes());
+            let name = layout::lease_name(&digest);
+            let path = || self.inner.path.join(layout::LEASES).join(&name);
+            let file = match self.inner.leases.open_or_create(name.as_ref(), 0o600) {
+                Ok((file, _)) => file,
+                // In a store that we may only read there is no place for leases.
+                Err(error) if is_read_only(&error) => continue,
+                Err(error) => return Err(error).context("lock", path),
+            };
+            match Lock::acquire(file, mode, &|| cancel.is_cancelled()).context("lock", path)? {
+                Some(lock) => locks.push(lock),
+                None => return Err(Error::Cancelled),
+            }
+        }
+        Ok(Lease { _locks: locks })
+    }
+}
+
+/// What to lock, in order; a `BTreeMap` of paths has ancestors first.
+fn places(workspace: &Path, roots: &[Root], mode: LockMode) -> BTreeMap<PathBuf, LockMode> {
+    let mut places = BTreeMap::new();
+    let targets: Vec<PathBuf> = if roots.len() > ROOTS_MAX {
+        vec![workspace.to_path_buf()]
+    } else {
+        let place = |root: &Root| match root.kind {
+            RootKind::Glob => literal_prefix(&root.path).map_or(workspace.into(), |prefix| workspace.join(prefix)),
+            RootKind::Directory | RootKind::File => workspace.join(&root.path),
+        };
+        roots.iter().map(place).collect()
+    };
+    for target in targets {
+        for above in target.ancestors().skip(1) {
+            places.entry(above.to_path_buf()).or_insert(LockMode::Shared);
+        }
+        let held = places.entry(target).or_insert(mode);
+        *held = mode.max(*held);
+    }
+    places
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::manifest::tests::path;
+
+    #[test]
+    fn nested_roots_meet_on_the_outer_one() {
+        let root = |text, kind| Root { path: path(text), kind };
+        let outer = places(Path::new("/w"), &[root("a", RootKind::Directory)], LockMode::Exclusive);
+        let inner = places(Path::new("/w/a/b"), &[root("c", RootKind::File)], LockMode::Exclusive);
+        assert_eq!(outer.get(Path::new("/w/a")), Some(&LockMode::Exclusive));
+        assert_eq!(inner.get(Path::new("/w/a")), Some(&LockMode::Shared));
+        let paths: Vec<_> = inner.keys().map(|path| path.to_string_lossy().into_owned()).collect();
+        assert_eq!(paths, ["/", "/w", "/w/a", "/w/a/b", "/w/a/b/c"]);
+    }
+
+    #[test]
+    fn a_root_above_another_root_of_one_entry_is_locked_once_and_exclusively() {
+        let glob = Root { path: path("a/*.js"), kind: RootKind::Glob };
+        let file = Root { path: path("a/b/c"), kind: RootKind::File };
+        let places = places(Path::new("/w"), &[file, glob], LockMode::Exclusive);
+        assert_eq!(places.get(Path::new("/w/a")), Some(&LockMode::Exclusive));
+    }
+}

@@ -1,0 +1,124 @@
+//! Logs: what a task wrote, back as bytes.
+
+use super::Cache;
+use super::output::LogPiece;
+use crate::digest::Digest;
+use crate::disk;
+use crate::error::{Context, Error, Result};
+use crate::key::TaskDigest;
+use crate::manifest::{BlobRef, LogStream, Logs, Manifest, PRIVATE_BLOB_MODE};
+
+/// A task's logs, byte for byte.
+///
+/// # Examples
+/// ```
+/// let logs = larder::TaskLogs::default();
+/// assert!(logs.stdout.is_empty());
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub struct TaskLogs {
+    /// Standard output.
+    pub stdout: Vec<u8>,
+    /// Standard error.
+    pub stderr: Vec<u8>,
+    /// The order in which the pieces were read; empty if it is not known.
+    pub order: Vec<LogPiece>,
+}
+
+impl Cache {
+    /// The logs of `task`; `None` if there is no entry. Verified. Blocking; takes as much memory as
+    /// the logs have bytes.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`] if a log's blob is missing or damaged; the entry is dropped then.
+    pub fn logs(&self, task: &TaskDigest) -> Result<Option<TaskLogs>> {
+        let Some((manifest, _)) = self.read_manifest(task)? else { return Ok(None) };
+        let read = |stream: &LogStream| match stream {
+            LogStream::Inline(bytes) => Ok(bytes.to_vec()),
+            LogStream::Blob(blob) => self.read_private(task, blob),
+        };
+        Ok(Some(TaskLogs {
+            stdout: read(&manifest.logs.stdout)?,
+            stderr: read(&manifest.logs.stderr)?,
+            order: order_of(&manifest.logs),
+        }))
+    }
+
+    /// The description of what the key of `task` was made of; `None` if there is none.
+    ///
+    /// # Errors
+    /// As for [`Cache::logs`].
+    pub fn key_parts(&self, task: &TaskDigest, manifest: &Manifest) -> Result<Option<Vec<u8>>> {
+        manifest.key_parts.map(|blob| self.read_private(task, &blob)).transpose()
+    }
+
+    fn read_private(&self, task: &TaskDigest, wanted: &BlobRef) -> Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        let blob = self.inner.blobs.open_blob(&wanted.digest, PRIVATE_BLOB_MODE)?;
+        let path = || self.inner.blobs.blob_path(&wanted.digest, PRIVATE_BLOB_MODE);
+        if let Some(blob) = blob.filter(|blob| blob.stat.size_bytes == wanted.size_bytes) {
+            let read = disk::read_exactly(&blob.file, wanted.size_bytes as usize, &mut bytes);
+            read.context("read", path)?;
+            let actual = Digest::of(&bytes);
+            if actual == wanted.digest {
+                return Ok(bytes);
+            }
+        }
+        self.inner.blobs.quarantine(&wanted.digest, PRIVATE_BLOB_MODE)?;
+        self.remove(task)?;
+        let actual = (!bytes.is_empty()).then(|| Digest::of(&bytes));
+        Err(Error::Damaged { path: path(), expected: wanted.digest, actual })
+    }
+}
+
+fn order_of(logs: &Logs) -> Vec<LogPiece> {
+    let piece = |(index, length_bytes): (usize, &u64)| match index % 2 {
+        0 => LogPiece::Stdout(*length_bytes),
+        _ => LogPiece::Stderr(*length_bytes),
+    };
+    let pieces = logs.order.iter().enumerate().map(piece);
+    pieces.filter(|piece| !matches!(piece, LogPiece::Stdout(0))).collect()
+}
+
+/// Pieces as the manifest keeps them: lengths in turn, stdout first. Empty if they do not add up.
+pub(super) fn encode_order(pieces: &[LogPiece], stdout_bytes: u64, stderr_bytes: u64) -> Vec<u64> {
+    let mut order: Vec<u64> = Vec::new();
+    for piece in pieces {
+        let (is_stderr, length_bytes) = match *piece {
+            LogPiece::Stdout(length_bytes) => (false, length_bytes),
+            LogPiece::Stderr(length_bytes) => (true, length_bytes),
+        };
+        if length_bytes == 0 {
+            continue;
+        }
+        if order.is_empty() && is_stderr {
+            order.push(0);
+        }
+        let is_same = !order.is_empty() && (order.len() % 2 == 0) == is_stderr;
+        match order.last_mut() {
+            Some(last) if is_same => *last = last.saturating_add(length_bytes),
+            _ => order.push(length_bytes),
+        }
+    }
+    let sum = |first: usize| order.iter().skip(first).step_by(2).fold(0, |sum: u64, bytes| sum.saturating_add(*bytes));
+    if (sum(0), sum(1)) == (stdout_bytes, stderr_bytes) { order } else { Vec::new() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use LogPiece::{Stderr, Stdout};
+
+    #[test]
+    fn pieces_survive_and_neighbours_of_one_stream_merge() {
+        let there_and_back = |pieces: &[LogPiece], stdout, stderr| {
+            order_of(&Logs { order: encode_order(pieces, stdout, stderr), ..Logs::default() })
+        };
+        assert_eq!(there_and_back(&[Stdout(3), Stderr(1), Stdout(2)], 5, 1), [Stdout(3), Stderr(1), Stdout(2)]);
+        assert_eq!(there_and_back(&[Stderr(1), Stdout(2)], 2, 1), [Stderr(1), Stdout(2)]);
+        assert_eq!(there_and_back(&[Stdout(1), Stdout(0), Stdout(2), Stderr(4)], 3, 4), [Stdout(3), Stderr(4)]);
+        assert_eq!(there_and_back(&[Stdout(1)], 2, 0), [], "what does not add up is not known");
+        assert_eq!(there_and_back(&[Stdout(u64::MAX), Stdout(u64::MAX)], 5, 0), []);
+    }
+}

@@ -1,0 +1,255 @@
+//! The engine: everything that joins blobs, manifests and index. Blocking, and complete by itself;
+//! no runtime, no printing.
+//!
+//! [`Cache`] is one open store. Its operations are one file each: `store`, `restore/`, `entries`
+//! (lookup, removal), `scrub`, `stats`, `health`, `destroy`.
+//!
+//! # Locks, in the order in which they are taken
+//! 1. `in-use`, shared, from open to drop; exclusive only in `destroy`, which never waits for it.
+//! 2. `leases/<place>`: the roots of a workspace, in the order of their paths; exclusive to
+//!    restore, shared to store; shared on everything above a root.
+//! 3. `lock`: shared from the first look for a blob to the commit of a store; exclusive in a
+//!    repair.
+//! 4. `identity.lock`, redb's own lock, and the mutexes of the modules below: each held for one
+//!    file's replacement, one commit, one field. None is held while another of these is taken.
+//!
+//! Staging needs no lock: each process has a directory of its own there. Locks are flocks on
+//! close-on-exec descriptors; the kernel releases them however their holder ends.
+
+mod capture;
+mod destroy;
+mod entries;
+mod health;
+mod lease;
+mod logs;
+mod output;
+mod restore;
+mod scrub;
+mod stats;
+mod store;
+
+pub use destroy::destroy;
+pub use entries::Hit;
+pub use health::{Health, LinkSupport};
+pub use logs::TaskLogs;
+pub use output::{
+    BlobReader, CacheEntry, CacheOutput, LogPiece, OutputContent, OutputDeclaration, OutputKind, SourceFile,
+    StoredBlob,
+};
+pub use restore::{CopyReason, MethodCounts, Restored};
+pub use scrub::{Repair, ScrubReport};
+pub use stats::Stats;
+pub use store::Stored;
+
+use crate::blob::BlobStore;
+use crate::cancel::Cancel;
+use crate::disk::{self, Dir, FileKind, Lock, LockMode, Shards, layout};
+use crate::error::{Context, Error, Result};
+use crate::identity::{self, Identity};
+use crate::index::Index;
+use crate::options::CacheOptions;
+use std::ffi::OsStr;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// One open store. Cheap to clone; clones share everything. Any number of processes may have the
+/// same store open.
+///
+/// Every method blocks; [`crate::LocalBackend`] is the asynchronous facade.
+///
+/// # Examples
+/// ```
+/// use larder::{Cache, CacheEntry, CacheOptions, Cancel, OutputDeclaration, RestoreOptions, TaskDigest};
+///
+/// let folder = tempfile::tempdir()?;
+/// let cache = Cache::open(&folder.path().join("store"), CacheOptions::default())?;
+/// let task = TaskDigest::derive("", "say hello")?;
+/// assert!(cache.lookup(&task)?.is_none());
+///
+/// let workspace = folder.path().join("workspace");
+/// std::fs::create_dir_all(workspace.join("out"))?;
+/// std::fs::write(workspace.join("out/hello.txt"), "hello")?;
+/// let entry = CacheEntry::capture(&workspace, &[OutputDeclaration::new("out")])?;
+/// cache.store(&task, &entry, &Cancel::new())?;
+///
+/// std::fs::remove_dir_all(workspace.join("out"))?;
+/// cache.restore(&task, &workspace, RestoreOptions::default(), &Cancel::new())?;
+/// assert_eq!(std::fs::read(workspace.join("out/hello.txt"))?, b"hello");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug, Clone)]
+pub struct Cache {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    path: PathBuf,
+    root: Dir,
+    options: CacheOptions,
+    identity: Arc<Identity>,
+    blobs: BlobStore,
+    manifests: Shards,
+    leases: Dir,
+    index: Index,
+    /// Whether something was stored that no barrier has covered yet.
+    has_unsynced: AtomicBool,
+    _in_use: Option<Lock>,
+}
+
+impl Cache {
+    /// Opens the store at `path`, making it if there is nothing (or an empty directory). Takes no
+    /// time that grows with the store: no scan. Blocking; not durable by itself.
+    ///
+    /// # Errors
+    /// [`Error::StoreRefused`] if the path is a symlink, belongs to another user or holds something
+    /// else, [`Error::Format`] if a newer Larder made it.
+    pub fn open(path: &Path, options: CacheOptions) -> Result<Cache> {
+        let path = std::path::absolute(path).context("find", || path)?;
+        let root = open_root(&path, &options)?;
+        for folder in layout::FOLDERS {
+            let made = root.make_child(folder.as_ref(), 0o700);
+            made.context("make", || path.join(folder))?;
+        }
+        let again = || root.open_child(OsStr::new(".")).context("open", || &path);
+        let identity = Arc::new(Identity::open(again()?, &path)?);
+        write_tag(&root).context("write", || path.join(layout::CACHEDIR_TAG))?;
+        let folder = |name: &'static str| root.open_child(name.as_ref()).context("open", || path.join(name));
+        let in_use = match root.open_or_create(layout::IN_USE.as_ref(), 0o600) {
+            Ok((file, _)) => {
+                let taken = Lock::try_acquire(file, LockMode::Shared).context("lock", || path.join(layout::IN_USE))?;
+                // Only a process that destroys the store holds it against us.
+                Some(taken.ok_or_else(|| Error::Busy { path: path.clone() })?)
+            }
+            // A store that we may only read.
+            Err(error) if is_read_only(&error) => None,
+            Err(error) => return Err(error).context("lock", || path.join(layout::IN_USE)),
+        };
+        let blobs = BlobStore::open(&root, &path, Arc::clone(&identity))?;
+        blobs.sweep_staging();
+        let index = Index::new(again()?, &path, identity.row_key(), options.index_cache_bytes);
+        let (manifests, leases) = (Shards::new(folder(layout::MANIFESTS)?), folder(layout::LEASES)?);
+        let inner = Inner {
+            path,
+            root,
+            options,
+            identity,
+            blobs,
+            manifests,
+            leases,
+            index,
+            has_unsynced: AtomicBool::new(false),
+            _in_use: in_use,
+        };
+        Ok(Cache { inner: Arc::new(inner) })
+    }
+
+    /// Where the store lies.
+    pub fn path(&self) -> &Path {
+        &self.inner.path
+    }
+
+    /// A key of this store, for hashing what must not be readable in it.
+    pub fn secret_key(&self) -> [u8; 32] {
+        self.inner.identity.secret_key()
+    }
+
+    /// Does what is better done off the critical path: commits waiting index rows and, at most
+    /// every five minutes, makes durable what was stored meanwhile (one syncfs). Call it when
+    /// nobody waits, for instance before a process ends. Blocking, up to seconds.
+    ///
+    /// # Errors
+    /// If the sync fails. Nothing is lost; what is not known to be durable is rehashed after a
+    /// reboot.
+    pub fn maintain(&self) -> Result<()> {
+        /// How much rehashing a power cut may cost at most, in time of work.
+        const BARRIER_SECONDS: i64 = 300;
+        self.inner.index.flush();
+        let age = disk::now().seconds.saturating_sub(self.inner.identity.barrier_at().seconds);
+        // A clock that was set back makes the age negative; then it is time, too.
+        let is_time = !(0..BARRIER_SECONDS).contains(&age);
+        if is_time && self.inner.has_unsynced.swap(false, Ordering::Relaxed) {
+            self.inner.identity.raise_barrier()?;
+        }
+        Ok(())
+    }
+
+    /// Takes the store's lock. Waits; `None` on a store that we may only read.
+    fn lock(&self, mode: LockMode, cancel: &Cancel) -> Result<Option<Lock>> {
+        let path = || self.inner.path.join(layout::LOCK);
+        let file = match self.inner.root.open_or_create(layout::LOCK.as_ref(), 0o600) {
+            Ok((file, _)) => file,
+            Err(error) if is_read_only(&error) && mode == LockMode::Shared => return Ok(None),
+            Err(error) => return Err(self.explain(error, "open", path())),
+        };
+        match Lock::acquire(file, mode, &|| cancel.is_cancelled()).context("lock", path)? {
+            Some(lock) => Ok(Some(lock)),
+            None => Err(Error::Cancelled),
+        }
+    }
+
+    /// Says that the store was removed or replaced under us, where that is the reason.
+    fn explain(&self, error: io::Error, action: &'static str, path: PathBuf) -> Error {
+        if self.inner.identity.is_in_place() { Error::io(action, path, error) } else { self.replaced() }
+    }
+
+    fn replaced(&self) -> Error {
+        Error::StoreRefused {
+            path: self.inner.path.clone(),
+            reason: "it was removed or replaced while it was open",
+        }
+    }
+}
+
+fn open_root(path: &Path, options: &CacheOptions) -> Result<Dir> {
+    let refuse = |reason| Err(Error::StoreRefused { path: path.to_path_buf(), reason });
+    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+        return refuse("it has no name of its own");
+    };
+    let parent = match Dir::open(parent, options.capabilities) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            std::fs::create_dir_all(parent).context("make", || parent)?;
+            Dir::open(parent, options.capabilities)
+        }
+        opened => opened,
+    }
+    .context("open", || parent)?;
+    match parent.stat(name).context("look at", || path)? {
+        None => {
+            // mkdir takes the umask off; it cannot take anything off 0700 that the owner needs.
+            let _ = parent.make_new(name, 0o700).context("make", || path)?;
+        }
+        Some(stat) if stat.kind == FileKind::Symlink => return refuse("it is a symlink; name the place itself"),
+        Some(stat) if stat.kind != FileKind::Directory => return refuse("it is not a directory"),
+        Some(stat) if stat.user != disk::effective_user() => return refuse("it belongs to another user"),
+        Some(_) => {}
+    }
+    let root = parent.open_child(name).context("open", || path)?;
+    if !identity::is_store(&root) {
+        let entries = root.entries().context("list", || path)?;
+        // A process that was killed while making a store leaves only names of ours.
+        if !entries.iter().all(|(name, _)| layout::is_ours(&name.to_string_lossy())) {
+            return refuse("it is not empty and not a store");
+        }
+    }
+    Ok(root)
+}
+
+fn write_tag(root: &Dir) -> io::Result<()> {
+    use std::io::Write;
+    if root.stat(layout::CACHEDIR_TAG.as_ref())?.is_some() {
+        return Ok(());
+    }
+    match root.create_new(layout::CACHEDIR_TAG.as_ref(), 0o644) {
+        Ok(mut file) => file.write_all(layout::CACHEDIR_TAG_CONTENTS),
+        // Another process was faster, or we may only read.
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists || is_read_only(&error) => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+fn is_read_only(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem)
+}

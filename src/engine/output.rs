@@ -1,0 +1,358 @@
+//! What goes into a store operation and what a restore hands back: `CacheEntry`, `CacheOutput`.
+//!
+//! Contents need not sit in memory: an output can be bytes, a file that is read when it is stored,
+//! or a blob that is read when it is asked for.
+
+use super::Inner;
+use crate::digest::Digest;
+use crate::disk::{self, Capabilities, Dir, FileStat, Timestamp};
+use crate::error::{Context, Error, Result};
+use crate::manifest::Root;
+use serde::{Deserialize, Serialize};
+use std::ffi::OsString;
+use std::fmt;
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// The result of one task, as it is stored.
+///
+/// # Examples
+/// ```
+/// use larder::{CacheEntry, CacheOutput};
+/// let mut entry = CacheEntry::new(0, 41_200).with_stdout("built\n");
+/// entry.outputs.push(CacheOutput::bytes("dist/app.js", "code"));
+/// assert_eq!(entry.exit_code, 0);
+/// ```
+#[derive(Debug, Clone, Default)]
+#[non_exhaustive]
+pub struct CacheEntry {
+    /// What the task wrote to standard output.
+    pub stdout: Arc<[u8]>,
+    /// What it wrote to standard error.
+    pub stderr: Arc<[u8]>,
+    /// The order in which the pieces of the two were read; may stay empty.
+    pub log_order: Vec<LogPiece>,
+    /// The task's exit code.
+    pub exit_code: i32,
+    /// How long the task ran, in milliseconds.
+    pub duration_ms: u64,
+    /// The outputs, in any order.
+    pub outputs: Vec<CacheOutput>,
+    /// The declared roots. An output that no root covers becomes a root of its own.
+    pub roots: Vec<Root>,
+    /// A description of what the task's key was made of, kept with the entry.
+    pub key_parts: Option<Arc<[u8]>>,
+    /// The workspace from which the outputs were captured.
+    pub(crate) workspace: Option<PathBuf>,
+}
+
+/// A piece of a task's logs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogPiece {
+    /// So many bytes of standard output.
+    Stdout(u64),
+    /// So many bytes of standard error.
+    Stderr(u64),
+}
+
+impl CacheEntry {
+    /// An entry without outputs and logs.
+    pub fn new(exit_code: i32, duration_ms: u64) -> CacheEntry {
+        CacheEntry { exit_code, duration_ms, ..CacheEntry::default() }
+    }
+
+    /// Sets standard output.
+    #[must_use]
+    pub fn with_stdout(mut self, stdout: impl AsRef<[u8]>) -> CacheEntry {
+        self.stdout = stdout.as_ref().into();
+        self
+    }
+
+    /// Sets standard error.
+    #[must_use]
+    pub fn with_stderr(mut self, stderr: impl AsRef<[u8]>) -> CacheEntry {
+        self.stderr = stderr.as_ref().into();
+        self
+    }
+
+    /// Sets exit code and duration.
+    #[must_use]
+    pub fn with_result(mut self, exit_code: i32, duration_ms: u64) -> CacheEntry {
+        self.exit_code = exit_code;
+        self.duration_ms = duration_ms;
+        self
+    }
+}
+
+/// One output of a task.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct CacheOutput {
+    /// Where it lies, relative to the workspace. Checked when it is stored.
+    pub path: PathBuf,
+    /// What it holds.
+    pub content: OutputContent,
+    /// Whether the owner may execute it. Only asked where `mode` is `None`.
+    pub executable: bool,
+    /// Permission bits. `None`: those of the source file; 0644, 0755 if executable, for bytes.
+    pub mode: Option<u32>,
+    /// Modification time. `None`: that of the source file; none for bytes.
+    pub modified: Option<Timestamp>,
+}
+
+/// What an output holds.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub enum OutputContent {
+    /// A file with these bytes.
+    Bytes(Arc<[u8]>),
+    /// A directory; its contents are outputs of their own.
+    Directory,
+    /// A file to be read when the entry is stored.
+    File(SourceFile),
+    /// A file whose bytes lie in a store: what a restore returns.
+    Stored(StoredBlob),
+    /// A symlink with this text.
+    Symlink(OsString),
+}
+
+impl CacheOutput {
+    /// An output with any content.
+    pub fn new(path: impl Into<PathBuf>, content: OutputContent) -> CacheOutput {
+        CacheOutput { path: path.into(), content, executable: false, mode: None, modified: None }
+    }
+
+    /// A file with these bytes.
+    pub fn bytes(path: impl Into<PathBuf>, bytes: impl AsRef<[u8]>) -> CacheOutput {
+        CacheOutput::new(path, OutputContent::Bytes(bytes.as_ref().into()))
+    }
+
+    /// A file that is read when the entry is stored.
+    pub fn file(path: impl Into<PathBuf>, source: impl Into<PathBuf>) -> CacheOutput {
+        CacheOutput::new(path, OutputContent::File(SourceFile { workspace: None, path: source.into() }))
+    }
+
+    /// A directory.
+    pub fn directory(path: impl Into<PathBuf>) -> CacheOutput {
+        CacheOutput::new(path, OutputContent::Directory)
+    }
+
+    /// A symlink.
+    pub fn symlink(path: impl Into<PathBuf>, target: impl Into<OsString>) -> CacheOutput {
+        CacheOutput::new(path, OutputContent::Symlink(target.into()))
+    }
+
+    /// Makes it executable (or not).
+    #[must_use]
+    pub fn with_executable(mut self, executable: bool) -> CacheOutput {
+        self.executable = executable;
+        self
+    }
+
+    /// Sets the permission bits.
+    #[must_use]
+    pub fn with_mode(mut self, mode: u32) -> CacheOutput {
+        self.mode = Some(mode);
+        self.executable = mode & 0o100 != 0;
+        self
+    }
+
+    /// Sets the modification time.
+    #[must_use]
+    pub fn with_modified(mut self, modified: Timestamp) -> CacheOutput {
+        self.modified = Some(modified);
+        self
+    }
+}
+
+/// A file in a workspace or elsewhere that has not been read yet.
+#[derive(Debug, Clone)]
+pub struct SourceFile {
+    /// For captured files: the workspace's own handle, so that no swapped directory misleads us.
+    workspace: Option<Arc<Dir>>,
+    path: PathBuf,
+}
+
+impl SourceFile {
+    pub(super) fn captured(workspace: Arc<Dir>, path: PathBuf) -> SourceFile {
+        SourceFile { workspace: Some(workspace), path }
+    }
+
+    /// Where it lies: relative to its workspace if it was captured there.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Opens it: a regular file, not through a symlink.
+    pub(super) fn open(&self, capabilities: Capabilities) -> Result<(File, FileStat)> {
+        let opened = match &self.workspace {
+            Some(workspace) => workspace.open_regular_beneath(&self.path),
+            None => open_alone(&self.path, capabilities),
+        };
+        match opened {
+            Ok(opened) => Ok(opened),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                Err(Error::OutputMissing { path: self.path.clone() })
+            }
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
+                Err(Error::InvalidOutput { path: self.path.clone(), reason: "it is not a regular file" })
+            }
+            Err(error) if disk::is_not_a_directory(&error) => {
+                Err(Error::InvalidOutput { path: self.path.clone(), reason: "it lies behind a symlink" })
+            }
+            Err(error) => Err(error).context("open", || &self.path),
+        }
+    }
+}
+
+fn open_alone(path: &Path, capabilities: Capabilities) -> io::Result<(File, FileStat)> {
+    let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?;
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    Dir::open(parent, capabilities)?.open_regular(name)
+}
+
+/// A blob in an open store. Read on demand; pinned while it is held: the store stays open, and an
+/// open store is never destroyed.
+#[derive(Clone)]
+pub struct StoredBlob {
+    pub(super) cache: Arc<Inner>,
+    pub(super) digest: Digest,
+    pub(super) mode: u32,
+    pub(super) size_bytes: u64,
+}
+
+impl StoredBlob {
+    /// BLAKE3 of its contents.
+    pub fn digest(&self) -> Digest {
+        self.digest
+    }
+
+    /// Length of its contents.
+    pub fn size_bytes(&self) -> u64 {
+        self.size_bytes
+    }
+
+    /// Opens it for reading. The reader checks the bytes against the digest as they are read and
+    /// ends with an error of kind `InvalidData` if they are not the blob's. Blocking.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`] if the blob is not there.
+    pub fn open(&self) -> Result<BlobReader> {
+        let Some(blob) = self.cache.blobs.open_blob(&self.digest, self.mode)? else {
+            let path = self.cache.blobs.blob_path(&self.digest, self.mode);
+            return Err(Error::Damaged { path, expected: self.digest, actual: None });
+        };
+        Ok(BlobReader { file: blob.file, expected: self.digest, hasher: Box::default() })
+    }
+
+    /// Reads it whole, verified. Blocking; takes as much memory as the blob has bytes.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`] if the blob is not there or has other bytes.
+    pub fn read(&self) -> Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        let mut reader = self.open()?;
+        let path = || self.cache.blobs.blob_path(&self.digest, self.mode);
+        match reader.read_to_end(&mut bytes) {
+            Ok(_) => Ok(bytes),
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                Err(Error::Damaged { path: path(), expected: self.digest, actual: Some(Digest::of(&bytes)) })
+            }
+            Err(error) => Err(error).context("read", path),
+        }
+    }
+
+    pub(super) fn file(&self) -> Result<(File, FileStat)> {
+        let reader = self.open()?;
+        let stat = disk::stat_file(&reader.file);
+        let stat = stat.context("look at", || self.cache.blobs.blob_path(&self.digest, self.mode))?;
+        Ok((reader.file, stat))
+    }
+}
+
+impl fmt::Debug for StoredBlob {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StoredBlob").field("digest", &self.digest).field("size_bytes", &self.size_bytes).finish()
+    }
+}
+
+/// Reads a blob and checks it on the way.
+#[derive(Debug)]
+pub struct BlobReader {
+    file: File,
+    expected: Digest,
+    hasher: Box<blake3::Hasher>,
+}
+
+impl Read for BlobReader {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.file.read(buffer)?;
+        self.hasher.update(&buffer[..read]);
+        if read == 0 && !buffer.is_empty() && Digest::from(self.hasher.finalize()) != self.expected {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "the blob's bytes are not those of its digest"));
+        }
+        Ok(read)
+    }
+}
+
+/// An output as a task declares it, before it runs.
+///
+/// # Examples
+/// ```
+/// use larder::{OutputDeclaration, OutputKind};
+/// assert_eq!(OutputDeclaration::new("dist/**/*.js").kind, OutputKind::Glob);
+/// assert_eq!(OutputDeclaration::new("target").kind, OutputKind::Any);
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct OutputDeclaration {
+    /// Path, or pattern, relative to the workspace.
+    pub path: String,
+    /// What it names.
+    #[serde(rename = "type", default)]
+    pub kind: OutputKind,
+}
+
+/// What an [`OutputDeclaration`] names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum OutputKind {
+    /// A directory.
+    Directory,
+    /// A file or a symlink.
+    File,
+    /// A pattern.
+    Glob,
+    /// Something that the runner delivers by other means; not cached.
+    Orchestrator,
+    /// A file, a symlink or a directory, whichever is there; a pattern if the path has `*`, `?`,
+    /// `[` or `{`. Also what runners call `cas`, and every kind that we do not know.
+    #[default]
+    #[serde(other)]
+    Any,
+}
+
+impl OutputDeclaration {
+    /// Declares a path, or a pattern if it has pattern characters.
+    pub fn new(path: impl Into<String>) -> OutputDeclaration {
+        let path = path.into();
+        let kind = if has_pattern(&path) { OutputKind::Glob } else { OutputKind::Any };
+        OutputDeclaration { path, kind }
+    }
+
+    /// Declares a path of a known kind.
+    pub fn with_kind(path: impl Into<String>, kind: OutputKind) -> OutputDeclaration {
+        OutputDeclaration { path: path.into(), kind }
+    }
+
+    pub(super) fn is_pattern(&self) -> bool {
+        self.kind == OutputKind::Glob || (self.kind == OutputKind::Any && has_pattern(&self.path))
+    }
+}
+
+fn has_pattern(path: &str) -> bool {
+    path.contains(['*', '?', '[', '{'])
+}

@@ -1,0 +1,311 @@
+//! Materialize: one blob to one new name, by reflink, hardlink or copy.
+//!
+//! - A copy is hashed as it is made. A link or clone is made of a blob that was just proven (by its
+//!   stamp, or by its bytes at level `content`).
+//! - The next way is tried only where the system says "not supported here"; any other error is
+//!   reported. What was found out holds for the rest of the restore.
+//! - A hardlink is only made of an inode that carries the recorded mode and time, and whose time is
+//!   old enough that a later write must change it (git's rule for racily fresh times).
+
+use super::report::{CopyReason, Counters, Method};
+use crate::blob::{OpenBlob, Proof};
+use crate::cancel::Cancel;
+use crate::digest::Digest;
+use crate::disk::{self, Dir, FileStat, Placed, Timestamp};
+use crate::engine::Cache;
+use crate::error::{Context, Error, Result};
+use crate::manifest::{Node, NodeKind, blob_mode};
+use crate::options::{LINK_BYTES_MIN, LinkMode, MtimeMode, RestoreOptions};
+use std::ffi::OsStr;
+use std::io::{self, Write};
+use std::sync::{Mutex, PoisonError};
+
+/// Up to this size a blob is read into memory, hashed there and written from there.
+const MEMORY_BYTES_MAX: u64 = 256 * 1024;
+
+/// The coarsest clock by which a kernel stamps writes ticks every 10 ms (HZ=100); twice that is
+/// safe, and nobody waits for it. Kernels since 6.13 have finer ones.
+const YOUNG_NANOSECONDS: i64 = 20_000_000;
+
+/// A regular file of a manifest.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct FileNode<'m> {
+    pub(super) node: &'m Node,
+    pub(super) digest: Digest,
+    pub(super) size_bytes: u64,
+    pub(super) mode: u32,
+    pub(super) modified: Option<Timestamp>,
+}
+
+impl<'m> FileNode<'m> {
+    pub(super) fn of(node: &'m Node) -> Option<FileNode<'m>> {
+        match node.kind {
+            NodeKind::File { digest, size_bytes, mode, modified } => {
+                Some(FileNode { node, digest, size_bytes, mode, modified })
+            }
+            _ => None,
+        }
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Materializer<'a> {
+    pub(super) cache: &'a Cache,
+    pub(super) options: RestoreOptions,
+    pub(super) counters: &'a Counters,
+    pub(super) cancel: &'a Cancel,
+    reflinks: Way,
+    hardlinks: Way,
+}
+
+/// Whether a way works between this store and this workspace, as found by trying.
+#[derive(Debug)]
+struct Way(Mutex<Option<CopyReason>>);
+
+impl Way {
+    fn new(is_allowed: bool) -> Way {
+        Way(Mutex::new((!is_allowed).then_some(CopyReason::Unsupported)))
+    }
+
+    fn refusal(&self) -> Option<CopyReason> {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn refuse(&self, error: &io::Error) -> CopyReason {
+        let is_other = disk::is_cross_device(error);
+        let reason = if is_other { CopyReason::OtherFilesystem } else { CopyReason::Unsupported };
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason);
+        reason
+    }
+}
+
+impl<'a> Materializer<'a> {
+    pub(super) fn new(
+        cache: &'a Cache,
+        options: RestoreOptions,
+        counters: &'a Counters,
+        cancel: &'a Cancel,
+    ) -> Materializer<'a> {
+        let capabilities = cache.inner.options.capabilities;
+        Materializer {
+            cache,
+            options,
+            counters,
+            cancel,
+            reflinks: Way::new(capabilities.reflink),
+            hardlinks: Way::new(capabilities.hardlink),
+        }
+    }
+
+    /// The ways to try for a file, in order. A copy always works and is not listed.
+    fn ways(&self, file: &FileNode<'_>) -> &'static [Method] {
+        match self.options.link_mode {
+            _ if file.size_bytes == 0 => &[],
+            LinkMode::Auto if file.size_bytes < LINK_BYTES_MIN => &[],
+            LinkMode::Auto => &[Method::Reflinked, Method::Hardlinked],
+            LinkMode::Copy => &[],
+            LinkMode::Hardlink => &[Method::Hardlinked, Method::Reflinked],
+            LinkMode::Reflink => &[Method::Reflinked],
+        }
+    }
+
+    /// Whether a hardlink to the blob would be an acceptable form of this file.
+    pub(super) fn accepts_hardlink(&self, file: &FileNode<'_>) -> bool {
+        self.ways(file).contains(&Method::Hardlinked)
+    }
+
+    /// Makes `file` as the new name `name` in `dir`, complete with mode and time.
+    pub(super) fn make(
+        &self,
+        file: &FileNode<'_>,
+        dir: &Dir,
+        name: &OsStr,
+        buffer: &mut Vec<u8>,
+    ) -> Result<()> {
+        self.cancel.check()?;
+        let mut reason = None;
+        for way in self.ways(file) {
+            let refused = match way {
+                Method::Reflinked => self.reflink(file, dir, name)?,
+                _ => self.hardlink(file, dir, name)?,
+            };
+            match refused {
+                None => {
+                    self.counters.count(*way, file.size_bytes);
+                    return Ok(());
+                }
+                // Why there is no hardlink tells more than that there are no reflinks.
+                Some(why) if reason.is_none() || *way == Method::Hardlinked => reason = Some(why),
+                Some(_) => {}
+            }
+        }
+        if let Some(reason) = reason {
+            self.counters.explain(reason);
+        }
+        self.copy(file, dir, name, buffer)?;
+        self.counters.count(Method::Copied, file.size_bytes);
+        Ok(())
+    }
+
+    /// `None` if it is made, else why it was not.
+    fn hardlink(&self, file: &FileNode<'_>, dir: &Dir, name: &OsStr) -> Result<Option<CopyReason>> {
+        if let Some(reason) = self.hardlinks.refusal() {
+            return Ok(Some(reason));
+        }
+        let mode = blob_mode(file.mode);
+        if file.mode & 0o555 != mode {
+            return Ok(Some(CopyReason::Mode));
+        }
+        let stat = self.prove(file)?;
+        if self.options.mtime_mode == MtimeMode::Recorded
+            && file.modified.is_some_and(|modified| modified != stat.modified)
+        {
+            return Ok(Some(CopyReason::ModificationTime));
+        }
+        if disk::now().nanoseconds_since(stat.modified) < YOUNG_NANOSECONDS {
+            return Ok(Some(CopyReason::Young));
+        }
+        let linked = match self.link(file, mode, dir, name) {
+            Err(error) if disk::is_link_limit(&error) => {
+                self.cache.inner.blobs.renew(&file.digest, mode)?;
+                self.link(file, mode, dir, name)
+            }
+            linked => linked,
+        };
+        match linked {
+            Ok(Placed::Here) => Ok(None),
+            Ok(Placed::Occupied) => Err(occupied(file)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Err(self.missing(file)),
+            Err(error) if disk::is_unsupported(&error) => Ok(Some(self.hardlinks.refuse(&error))),
+            Err(error) => Err(error).context("link to", || &file.node.path),
+        }
+    }
+
+    fn link(&self, file: &FileNode<'_>, mode: u32, dir: &Dir, name: &OsStr) -> io::Result<Placed> {
+        let (folder, blob) = self.cache.inner.blobs.place_of(&file.digest, mode)?;
+        folder.link(&blob, dir, name)
+    }
+
+    /// `None` if it is made, else why it was not.
+    fn reflink(&self, file: &FileNode<'_>, dir: &Dir, name: &OsStr) -> Result<Option<CopyReason>> {
+        if let Some(reason) = self.reflinks.refusal() {
+            return Ok(Some(reason));
+        }
+        let proven = self.prove(file)?;
+        let blob = self.open(file)?;
+        if blob.stat.stamp() != proven.stamp() {
+            return Err(self.damaged(file, None)); // Changed between two looks.
+        }
+        let target = create(file, dir, name)?;
+        let capabilities = self.cache.inner.options.capabilities;
+        match disk::clone_contents(&blob.file, &target, capabilities) {
+            Ok(()) => {}
+            Err(error) if disk::is_unsupported(&error) => {
+                dir.unlink(name).context("remove", || &file.node.path)?;
+                return Ok(Some(self.reflinks.refuse(&error)));
+            }
+            Err(error) => return Err(error).context("clone to", || &file.node.path),
+        }
+        let after = disk::stat_file(&blob.file).context("look at", || self.blob_path(file))?;
+        if after.stamp() != proven.stamp() {
+            return Err(self.damaged(file, None));
+        }
+        self.finish(file, &target)?;
+        Ok(None)
+    }
+
+    fn copy(&self, file: &FileNode<'_>, dir: &Dir, name: &OsStr, buffer: &mut Vec<u8>) -> Result<()> {
+        if file.size_bytes == 0 {
+            let target = create(file, dir, name)?;
+            return self.finish(file, &target);
+        }
+        let blob = self.open(file)?;
+        let read = |error| Error::io("read", self.blob_path(file), error);
+        let actual = if file.size_bytes <= MEMORY_BYTES_MAX {
+            disk::read_exactly(&blob.file, file.size_bytes as usize, buffer).map_err(read)?;
+            let actual = Digest::of(buffer);
+            if actual == file.digest {
+                let mut target = create(file, dir, name)?;
+                target.write_all(buffer).context("write", || &file.node.path)?;
+                self.finish(file, &target)?;
+            }
+            actual
+        } else {
+            let mut target = create(file, dir, name)?;
+            let copied = disk::copy_hashing(&blob.file, &mut target, &blob.stat, &|| !self.cancel.is_cancelled());
+            let actual = match copied {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => return Err(Error::Cancelled),
+                copied => copied.context("copy to", || &file.node.path)?,
+            };
+            self.finish(file, &target)?;
+            actual
+        };
+        if actual == file.digest { Ok(()) } else { Err(self.damaged(file, Some(actual))) }
+    }
+
+    /// Gives a private file its mode and time.
+    fn finish(&self, file: &FileNode<'_>, target: &std::fs::File) -> Result<()> {
+        disk::set_mode(target, file.mode).context("set the mode of", || &file.node.path)?;
+        match file.modified {
+            Some(modified) if self.options.mtime_mode != MtimeMode::Now => {
+                disk::set_modified(target, modified).context("set the time of", || &file.node.path)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Proves the blob of a file, or says what is wrong with it.
+    pub(super) fn prove(&self, file: &FileNode<'_>) -> Result<FileStat> {
+        let mode = blob_mode(file.mode);
+        let level = self.options.verify_level;
+        match self.cache.inner.blobs.prove(&file.digest, mode, level, &|| !self.cancel.is_cancelled())? {
+            Proof::Intact(stat) => Ok(stat),
+            Proof::Missing => Err(self.missing(file)),
+            Proof::Damaged { actual } => {
+                Err(Error::Damaged { path: self.blob_path(file), expected: file.digest, actual })
+            }
+        }
+    }
+
+    fn open(&self, file: &FileNode<'_>) -> Result<OpenBlob> {
+        let blobs = &self.cache.inner.blobs;
+        match blobs.open_blob(&file.digest, blob_mode(file.mode)) {
+            Ok(Some(blob)) => Ok(blob),
+            Ok(None) => Err(self.missing(file)),
+            Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::InvalidInput => {
+                Err(self.damaged(file, None))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn missing(&self, file: &FileNode<'_>) -> Error {
+        Error::Damaged { path: self.blob_path(file), expected: file.digest, actual: None }
+    }
+
+    fn damaged(&self, file: &FileNode<'_>, actual: Option<Digest>) -> Error {
+        match self.cache.inner.blobs.quarantine(&file.digest, blob_mode(file.mode)) {
+            Ok(()) => Error::Damaged { path: self.blob_path(file), expected: file.digest, actual },
+            Err(error) => error,
+        }
+    }
+
+    fn blob_path(&self, file: &FileNode<'_>) -> std::path::PathBuf {
+        self.cache.inner.blobs.blob_path(&file.digest, blob_mode(file.mode))
+    }
+}
+
+fn create(file: &FileNode<'_>, dir: &Dir, name: &OsStr) -> Result<std::fs::File> {
+    match dir.create_new(name, 0o600) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Err(occupied(file)),
+        created => created.context("make", || &file.node.path),
+    }
+}
+
+/// In a directory of ours a name can only be taken by another output.
+pub(super) fn occupied(file: &FileNode<'_>) -> Error {
+    Error::WorkspaceRefused {
+        path: file.node.path.as_path().to_path_buf(),
+        reason: "two outputs have the same name on this filesystem",
+    }
+}

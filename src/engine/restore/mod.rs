@@ -1,0 +1,80 @@
+//! Restore: an entry's outputs back into a workspace.
+//!
+//! The order, and what a kill after each step leaves:
+//! 1. look up the manifest, take the leases: nothing;
+//! 2. plan, from one look at the workspace (`plan`): nothing;
+//! 3. stage every file in private directories on the workspace's filesystem, each from a blob that
+//!    is proven or hashed on the way (`materialize`, `apply`): private directories, removed by the
+//!    next restore that comes by;
+//! 4. change the workspace (`apply`): each name is the old thing or the whole new one; a root that
+//!    was absent appears whole.
+//!
+//! Invariants:
+//! - I11: Before step 4 nothing in the workspace has changed; a missing or damaged blob, or a full
+//!   disk, ends the restore there.
+//! - I12: Nothing outside the workspace is written or removed: every name is reached from a handle
+//!   on the workspace, never through a symlink, however others swap directories meanwhile.
+
+mod apply;
+mod materialize;
+mod plan;
+mod report;
+mod scratch;
+
+pub use report::{CopyReason, MethodCounts, Restored};
+
+use super::Cache;
+use crate::cancel::Cancel;
+use crate::disk::{Dir, LockMode};
+use crate::error::{Context, Error, Result};
+use crate::key::TaskDigest;
+use crate::options::RestoreOptions;
+use apply::Stage;
+use materialize::Materializer;
+use plan::Plan;
+use report::Counters;
+use std::path::Path;
+
+impl Cache {
+    /// Brings the outputs of `task` back into `workspace`, which is made if it is absent. Afterwards
+    /// they are what was stored: bytes, modes, modification times, symlinks, empty directories (but
+    /// hardlinked files have no write bits), and nothing else is left in directories that the task
+    /// declared. What is right already is left alone. `None` if there is no entry. Blocking; looks
+    /// at `cancel` for each file. Whole roots that were absent appear atomically, other names one by
+    /// one.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`] if a blob is missing or has other bytes: the workspace is as it was, the
+    /// entry is dropped, what was found is in quarantine. [`Error::WorkspaceRefused`] if a root is a
+    /// symlink, or lies behind one. [`Error::Full`].
+    pub fn restore(
+        &self,
+        task: &TaskDigest,
+        workspace: &Path,
+        options: RestoreOptions,
+        cancel: &Cancel,
+    ) -> Result<Option<Restored>> {
+        cancel.check()?;
+        let Some((manifest, _)) = self.read_manifest(task)? else { return Ok(None) };
+        std::fs::create_dir_all(workspace).context("make the workspace", || workspace)?;
+        let canonical = std::fs::canonicalize(workspace).context("find the workspace", || workspace)?;
+        let _lease = self.lease(&canonical, &manifest.roots, LockMode::Exclusive, cancel)?;
+        self.inner.blobs.refresh();
+        let dir = Dir::open(&canonical, self.inner.options.capabilities);
+        let dir = dir.context("open the workspace", || workspace)?;
+        let counters = Counters::default();
+        let materializer = Materializer::new(self, options, &counters, cancel);
+        let restored = Plan::make(&dir, &manifest, &materializer)
+            .and_then(|plan| Stage::make(plan, &materializer))
+            .and_then(|stage| stage.apply(&dir, &materializer));
+        match restored {
+            Ok(()) => Ok(Some(counters.restored(manifest))),
+            Err(error @ Error::Damaged { .. }) => {
+                // So that the next lookup is a miss and the next store heals it.
+                self.remove(task)?;
+                Err(error)
+            }
+            Err(error) => Err(error),
+        }
+    }
+}

@@ -1,0 +1,227 @@
+//! Scrub: rehash every blob, decode every manifest, compare the index, and mend what is wrong.
+
+use super::{Cache, entries};
+use crate::blob::Rehash;
+use crate::cancel::Cancel;
+use crate::digest::Digest;
+use crate::disk::LockMode;
+use crate::error::Result;
+use crate::index::{Change, Row};
+use crate::key::TaskDigest;
+use crate::manifest::DecodeError;
+use std::collections::{HashMap, HashSet};
+
+/// Whether a scrub only looks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Repair {
+    /// Change nothing.
+    No,
+    /// Quarantine what is damaged, drop entries that cannot be restored, remove blobs that no entry
+    /// needs, write the index anew. Waits until no store is under way, and holds up new ones.
+    Yes,
+}
+
+/// What a scrub found.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub struct ScrubReport {
+    /// Blobs that were read.
+    pub blobs: u64,
+    /// Bytes in them.
+    pub blob_bytes: u64,
+    /// Blobs whose bytes are not those of their digest, or that could not be read.
+    pub damaged_blobs: Vec<String>,
+    /// Entries whose manifest decodes.
+    pub entries: u64,
+    /// Manifest files that do not decode.
+    pub damaged_manifests: Vec<String>,
+    /// Entries that need a blob which is missing or damaged.
+    pub broken_entries: Vec<String>,
+    /// Rows of the index that do not check.
+    pub damaged_rows: u64,
+    /// Rows that speak of no manifest, or of an older one. Harmless.
+    pub stale_rows: u64,
+    /// Blobs that no entry needs: left by removed entries, or by a store that was killed. Harmless.
+    pub orphan_blobs: u64,
+    /// Bytes in those.
+    pub orphan_bytes: u64,
+    /// Names in the store that are none of ours.
+    pub strangers: u64,
+}
+
+impl ScrubReport {
+    /// Whether everything that is stored can be restored.
+    pub fn is_clean(&self) -> bool {
+        self.damaged_blobs.is_empty()
+            && self.damaged_manifests.is_empty()
+            && self.broken_entries.is_empty()
+            && self.damaged_rows == 0
+    }
+}
+
+impl Cache {
+    /// Reads the whole store and says what is wrong with it; mends it if asked. `progress` is told
+    /// of each blob's bytes. Blocking; as long as it takes to read everything.
+    ///
+    /// # Errors
+    /// Only if the store cannot be read at all, or a repair cannot be written; damage is what the
+    /// report is for.
+    pub fn scrub(&self, repair: Repair, cancel: &Cancel, progress: &mut dyn FnMut(u64)) -> Result<ScrubReport> {
+        let _lock = match repair {
+            Repair::No => None,
+            Repair::Yes => self.lock(LockMode::Exclusive, cancel)?,
+        };
+        self.inner.blobs.refresh();
+        let mut report = ScrubReport::default();
+        // Manifests before blobs: a store that goes on meanwhile publishes its blobs first.
+        let entries = self.scrub_manifests(repair, cancel, &mut report)?;
+        let intact = self.scrub_blobs(repair, cancel, progress, &entries, &mut report)?;
+        self.scrub_entries(repair, &entries, &intact, &mut report)?;
+        self.scrub_index(repair, &entries, &mut report);
+        Ok(report)
+    }
+
+    fn scrub_manifests(&self, repair: Repair, cancel: &Cancel, report: &mut ScrubReport) -> Result<Entries> {
+        let mut entries = Entries::default();
+        let strangers = self.for_each_manifest(|task, folder, name, _| {
+            cancel.check()?;
+            match entries::load(folder, name, &task) {
+                Ok(Ok((manifest, stat))) => {
+                    report.entries += 1;
+                    let needs = manifest.blobs().map(|(blob, mode)| entries.blob_number(blob.digest, mode)).collect();
+                    entries.tasks.insert(task, Task { needs, row: entries::row_of(&manifest, &stat) });
+                }
+                Ok(Err(DecodeError::Newer)) => {}
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                Ok(Err(_)) | Err(_) => {
+                    report.damaged_manifests.push(task.to_string());
+                    if repair == Repair::Yes {
+                        // Moves it to quarantine, since it does not decode.
+                        self.read_manifest(&task)?;
+                    }
+                }
+            }
+            Ok(())
+        })?;
+        report.strangers += strangers as u64;
+        Ok(entries)
+    }
+
+    fn scrub_blobs(
+        &self,
+        repair: Repair,
+        cancel: &Cancel,
+        progress: &mut dyn FnMut(u64),
+        entries: &Entries,
+        report: &mut ScrubReport,
+    ) -> Result<IntactBlobs> {
+        let mut intact = IntactBlobs::default();
+        let strangers = self.inner.blobs.for_each(|digest, mode, stat| {
+            cancel.check()?;
+            report.blobs += 1;
+            report.blob_bytes += stat.size_bytes;
+            match self.inner.blobs.rehash(&digest, mode, &|| !cancel.is_cancelled())? {
+                Rehash::Same => {
+                    match entries.numbers.get(&(digest, mode)) {
+                        Some(number) => {
+                            intact.0.insert(*number);
+                        }
+                        None => {
+                            report.orphan_blobs += 1;
+                            report.orphan_bytes += stat.size_bytes;
+                            if repair == Repair::Yes {
+                                self.inner.blobs.remove(&digest, mode)?;
+                            }
+                        }
+                    }
+                }
+                Rehash::Gone => {}
+                Rehash::Different => {
+                    report.damaged_blobs.push(digest.to_string());
+                    if repair == Repair::Yes {
+                        self.inner.blobs.quarantine(&digest, mode)?;
+                    }
+                }
+            }
+            progress(stat.size_bytes);
+            Ok(())
+        })?;
+        report.strangers += strangers as u64;
+        Ok(intact)
+    }
+
+    fn scrub_entries(
+        &self,
+        repair: Repair,
+        entries: &Entries,
+        intact: &IntactBlobs,
+        report: &mut ScrubReport,
+    ) -> Result<()> {
+        for (task, entry) in &entries.tasks {
+            if entry.needs.iter().all(|number| intact.0.contains(number)) {
+                continue;
+            }
+            // Removed or replaced since we looked?
+            if repair == Repair::No && self.manifest(task)?.is_none() {
+                continue;
+            }
+            report.broken_entries.push(task.to_string());
+            if repair == Repair::Yes {
+                self.remove(task)?;
+            }
+        }
+        report.broken_entries.sort();
+        Ok(())
+    }
+
+    fn scrub_index(&self, repair: Repair, entries: &Entries, report: &mut ScrubReport) {
+        let Some((rows, damaged)) = self.inner.index.rows() else { return };
+        report.damaged_rows = damaged as u64;
+        let is_stale = |(task, row): &(TaskDigest, Row)| entries.tasks.get(task).is_none_or(|entry| entry.row != *row);
+        report.stale_rows = rows.iter().filter(|row| is_stale(row)).count() as u64;
+        let is_wrong = damaged > 0 || report.stale_rows > 0 || rows.len() != entries.tasks.len();
+        if repair == Repair::Yes && is_wrong {
+            self.inner.index.discard();
+            let is_whole = |task: &TaskDigest| report.broken_entries.binary_search(&task.to_string()).is_err();
+            let whole = entries.tasks.iter().filter(|(task, _)| is_whole(task));
+            let changes: Vec<Change> = whole.map(|(task, entry)| Change::Put(*task, entry.row)).collect();
+            self.inner.index.write_all(&changes);
+        }
+    }
+
+    /// The files that a scrub will read, for a progress bar: bytes in all blobs.
+    ///
+    /// # Errors
+    /// If the store cannot be listed.
+    pub fn blob_bytes(&self) -> Result<u64> {
+        let mut bytes = 0;
+        self.inner.blobs.for_each(|_, _, stat| {
+            bytes += stat.size_bytes;
+            Ok(())
+        })?;
+        Ok(bytes)
+    }
+}
+
+/// All entries and the blobs they need, each blob by a number, since many entries share them.
+#[derive(Default)]
+struct Entries {
+    tasks: HashMap<TaskDigest, Task>,
+    numbers: HashMap<(Digest, u32), u32>,
+}
+
+struct Task {
+    needs: Vec<u32>,
+    row: Row,
+}
+
+/// Numbers of the needed blobs that are there and intact.
+#[derive(Default)]
+struct IntactBlobs(HashSet<u32>);
+
+impl Entries {
+    fn blob_number(&mut self, digest: Digest, mode: u32) -> u32 {
+        let next = self.numbers.len() as u32;
+        *self.numbers.entry((digest, mode)).or_insert(next)
+    }
+}

@@ -1,0 +1,376 @@
+//! The fast way to a manifest: task digest -> stamp of the manifest file, in redb.
+//!
+//! The index is never the truth. Invariants:
+//! - I8: A row is believed only if its checksum, bound to its key and to the store, fits *and* one
+//!   stat shows the manifest file with the row's stamp. A missing or unbelievable row means "ask
+//!   the manifest's name", never "miss".
+//! - I9: Nothing that happens to the index fails an operation: an index that is damaged, foreign
+//!   or gone is set aside and made anew, and rows come back as their manifests are asked for.
+//! - Concurrent writers of one process share a commit; those of several processes take turns in
+//!   redb's own lock.
+//!
+//! redb is used in `ConcurrencyMode::MultiWriter`. Weaknesses that are designed around, as measured
+//! with redb 4.6: pages are not checked on read (flipped bits gave wrong values, lost keys and
+//! panics, so rows carry checksums and panics are contained); `create` is not crash-safe (so the
+//! file is made under another name, synced and linked into place); a read-only open fails after a
+//! crash (then the manifests alone answer).
+//!
+//! Left to others: what a manifest says (`manifest`), where it lies (`engine`).
+
+mod record;
+mod tables;
+
+pub(crate) use record::Row;
+
+use crate::disk::{self, Dir, FileKind, Placed, layout};
+use crate::key::TaskDigest;
+use redb::{ConcurrencyMode, Database, ReadableDatabase};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError, RwLock, RwLockWriteGuard};
+
+/// One change to the index.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Change {
+    Put(TaskDigest, Row),
+    Remove(TaskDigest),
+}
+
+/// The index of one open store.
+#[derive(Debug)]
+pub(crate) struct Index {
+    root: Dir,
+    path: PathBuf,
+    key: [u8; 32],
+    cache_bytes: usize,
+    state: RwLock<State>,
+    queue: Mutex<Queue>,
+    /// Told when a commit has ended.
+    committed: Condvar,
+}
+
+#[derive(Debug)]
+enum State {
+    /// Not opened yet: a lookup or a commit does.
+    Closed,
+    Open { database: Database, inode: u64 },
+    /// Could not be opened or made; the manifests answer.
+    Absent,
+}
+
+/// Changes that wait for a commit. Tickets count them.
+#[derive(Debug, Default)]
+struct Queue {
+    waiting: Vec<Change>,
+    next_ticket: u64,
+    committed_ticket: u64,
+    is_committing: bool,
+}
+
+/// Why redb did not do what it was asked to.
+#[derive(Debug)]
+enum Failure {
+    /// The file is not to be trusted any more.
+    Damaged,
+    /// The system refused; the file may be well.
+    Refused,
+}
+
+impl Index {
+    /// Prepares the index of the store at `path`; does no I/O before the first use.
+    pub(crate) fn new(root: Dir, path: &Path, key: [u8; 32], cache_bytes: usize) -> Index {
+        Index {
+            root,
+            path: path.to_path_buf(),
+            key,
+            cache_bytes,
+            state: RwLock::new(State::Closed),
+            queue: Mutex::default(),
+            committed: Condvar::new(),
+        }
+    }
+
+    /// The row of a task, if there is one that checks. Microseconds.
+    pub(crate) fn get(&self, task: &TaskDigest) -> Option<Row> {
+        self.ensure_open();
+        let found = {
+            let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
+            let State::Open { database, .. } = &*state else { return None };
+            contain(|| {
+                let transaction = database.begin_read()?;
+                let table = transaction.open_table(tables::TASKS)?;
+                Ok(table.get(task.as_bytes())?.map(|value| value.value().to_vec()))
+            })
+        };
+        match found {
+            Ok(Some(value)) => Row::decode(&value, task, &self.key),
+            Ok(None) => None,
+            Err(failure) => {
+                self.give_up(&failure);
+                None
+            }
+        }
+    }
+
+    /// Commits one change, together with those of other threads that wait. Durable when it returns,
+    /// or given up: the manifests are the truth.
+    pub(crate) fn commit(&self, change: Change) {
+        let ticket = self.enqueue(change);
+        let mut queue = self.lock_queue();
+        while queue.committed_ticket < ticket {
+            if queue.is_committing {
+                queue = self.committed.wait(queue).unwrap_or_else(PoisonError::into_inner);
+                continue;
+            }
+            queue.is_committing = true;
+            let changes = std::mem::take(&mut queue.waiting);
+            let last = queue.next_ticket;
+            drop(queue);
+            self.write(&changes);
+            queue = self.lock_queue();
+            queue.is_committing = false;
+            queue.committed_ticket = last;
+            self.committed.notify_all();
+        }
+    }
+
+    /// Notes a change that may be committed with a later one, or never.
+    pub(crate) fn commit_later(&self, change: Change) {
+        /// Enough to make the commit's price per row small.
+        const WAITING_MAX: usize = 256;
+        if self.lock_queue().waiting.len() < WAITING_MAX {
+            self.enqueue(change);
+        }
+    }
+
+    /// Commits what waits. For the end of a process.
+    pub(crate) fn flush(&self) {
+        let changes = std::mem::take(&mut self.lock_queue().waiting);
+        if !changes.is_empty() {
+            self.write(&changes);
+        }
+    }
+
+    /// Commits many changes at once.
+    pub(crate) fn write_all(&self, changes: &[Change]) {
+        self.write(changes);
+    }
+
+    /// All rows that check, and the number of those that do not. `None` if there is no index.
+    pub(crate) fn rows(&self) -> Option<(Vec<(TaskDigest, Row)>, usize)> {
+        self.ensure_open();
+        let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
+        let State::Open { database, .. } = &*state else { return None };
+        let read = contain(|| {
+            use redb::ReadableTable;
+            let transaction = database.begin_read()?;
+            let table = transaction.open_table(tables::TASKS)?;
+            let (mut rows, mut bad) = (Vec::new(), 0);
+            for item in table.iter()? {
+                let (key, value) = item?;
+                let task = TaskDigest::from_bytes(*key.value());
+                match Row::decode(value.value(), &task, &self.key) {
+                    Some(row) => rows.push((task, row)),
+                    None => bad += 1,
+                }
+            }
+            Ok((rows, bad))
+        });
+        read.ok()
+    }
+
+    /// Sets the index aside, whatever its state, so that the next use makes a new one.
+    pub(crate) fn discard(&self) {
+        self.set_aside(&mut self.lock_state());
+    }
+
+    /// Whether the index answers.
+    pub(crate) fn is_open(&self) -> bool {
+        self.ensure_open();
+        matches!(*self.state.read().unwrap_or_else(PoisonError::into_inner), State::Open { .. })
+    }
+
+    /// Bytes of the file on disk.
+    pub(crate) fn allocated_bytes(&self) -> u64 {
+        let stat = self.root.stat(layout::INDEX.as_ref());
+        stat.ok().flatten().map_or(0, |stat| stat.allocated_bytes)
+    }
+
+    fn write(&self, changes: &[Change]) {
+        // A second try for an index that was set aside, or whose file was replaced or removed.
+        for _ in 0..2 {
+            self.reopen_if_replaced();
+            self.ensure_open();
+            let written = {
+                let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
+                let State::Open { database, .. } = &*state else { return };
+                contain(|| {
+                    let transaction = database.begin_write()?;
+                    {
+                        let mut table = transaction.open_table(tables::TASKS)?;
+                        for change in changes {
+                            match change {
+                                Change::Put(task, row) => {
+                                    table.insert(task.as_bytes(), row.encode(task, &self.key).as_slice())?;
+                                }
+                                Change::Remove(task) => {
+                                    table.remove(task.as_bytes())?;
+                                }
+                            }
+                        }
+                    }
+                    transaction.commit()?;
+                    Ok(())
+                })
+            };
+            match written {
+                Ok(()) => return,
+                Err(failure) => self.give_up(&failure),
+            }
+        }
+    }
+
+    fn enqueue(&self, change: Change) -> u64 {
+        let mut queue = self.lock_queue();
+        queue.waiting.push(change);
+        queue.next_ticket += 1;
+        queue.next_ticket
+    }
+
+    fn ensure_open(&self) {
+        if !matches!(*self.state.read().unwrap_or_else(PoisonError::into_inner), State::Closed) {
+            return;
+        }
+        let mut state = self.lock_state();
+        if !matches!(*state, State::Closed) {
+            return;
+        }
+        // One more try after a damaged file was set aside.
+        for _ in 0..2 {
+            match self.open_file() {
+                Ok(opened) => {
+                    *state = opened;
+                    return;
+                }
+                Err(Failure::Damaged) => self.set_aside(&mut state),
+                Err(Failure::Refused) => break,
+            }
+        }
+        *state = State::Absent;
+    }
+
+    fn open_file(&self) -> Result<State, Failure> {
+        let name = layout::INDEX.as_ref();
+        let stat = match self.root.stat(name).map_err(|_| Failure::Refused)? {
+            Some(stat) => stat,
+            None => {
+                self.make_file()?;
+                self.root.stat(name).ok().flatten().ok_or(Failure::Refused)?
+            }
+        };
+        if stat.kind != FileKind::Regular {
+            return Err(Failure::Damaged);
+        }
+        let path = self.path.join(layout::INDEX);
+        let database = contain(|| {
+            let database = self.builder().open(&path)?;
+            // A file of another make opens, but has no such table.
+            database.begin_read()?.open_table(tables::TASKS)?;
+            Ok(database)
+        })?;
+        Ok(State::Open { database, inode: stat.inode })
+    }
+
+    /// redb's own `create` leaves, if killed at the wrong moment, a file that it refuses for ever.
+    fn make_file(&self) -> Result<(), Failure> {
+        let name = format!("{}.{}", layout::INDEX, disk::random_name().map_err(|_| Failure::Refused)?);
+        let path = self.path.join(&name);
+        let made = contain(|| {
+            let database = self.builder().create(&path)?;
+            let transaction = database.begin_write()?;
+            transaction.open_table(tables::TASKS)?;
+            transaction.commit()?;
+            Ok(database.close()?)
+        });
+        let placed = made.and_then(|()| {
+            let placed = self.root.rename_new(name.as_ref(), &self.root, layout::INDEX.as_ref());
+            self.root.sync().map_err(|_| Failure::Refused)?;
+            placed.map_err(|_| Failure::Refused)
+        });
+        if !matches!(placed, Ok(Placed::Here)) {
+            // Another process was faster, or it cannot be made. Best effort.
+            let _ = self.root.unlink(name.as_ref());
+        }
+        placed.map(|_| ())
+    }
+
+    fn builder(&self) -> redb::Builder {
+        let mut builder = Database::builder();
+        builder.set_concurrency_mode(ConcurrencyMode::MultiWriter);
+        builder.set_cache_size(self.cache_bytes);
+        builder
+    }
+
+    /// Another process may have set the file aside; then ours is an orphan.
+    fn reopen_if_replaced(&self) {
+        let inode = match &*self.state.read().unwrap_or_else(PoisonError::into_inner) {
+            State::Open { inode, .. } => *inode,
+            State::Absent | State::Closed => return,
+        };
+        let found = self.root.stat(layout::INDEX.as_ref()).ok().flatten();
+        if found.is_none_or(|stat| stat.inode != inode) {
+            close(&mut self.lock_state());
+        }
+    }
+
+    fn give_up(&self, failure: &Failure) {
+        let mut state = self.lock_state();
+        match failure {
+            Failure::Damaged => self.set_aside(&mut state),
+            // redb latches after an I/O error; a new open starts afresh.
+            Failure::Refused => close(&mut state),
+        }
+    }
+
+    fn set_aside(&self, state: &mut State) {
+        close(state);
+        let Ok(quarantine) = self.root.open_child(layout::QUARANTINE.as_ref()) else { return };
+        let Ok(random) = disk::random_name() else { return };
+        let kept = format!("{}-index-{random}", disk::now().seconds);
+        // Best effort: if it cannot be moved, the next open meets it again and finds it damaged.
+        let _ = self.root.rename(layout::INDEX.as_ref(), &quarantine, kept.as_ref());
+    }
+
+    fn lock_state(&self) -> RwLockWriteGuard<'_, State> {
+        self.state.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn lock_queue(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Index {
+    fn drop(&mut self) {
+        self.flush();
+        close(&mut self.lock_state());
+    }
+}
+
+/// Closes the database; a damaged one may panic even then.
+fn close(state: &mut State) {
+    let old = std::mem::replace(state, State::Closed);
+    let _ = catch_unwind(AssertUnwindSafe(|| drop(old)));
+}
+
+/// Runs redb calls. A panic in them means a damaged file, as do most of its errors.
+fn contain<T>(calls: impl FnOnce() -> Result<T, redb::Error>) -> Result<T, Failure> {
+    match catch_unwind(AssertUnwindSafe(calls)) {
+        Ok(Ok(value)) => Ok(value),
+        Ok(Err(redb::Error::Io(error))) if error.kind() != std::io::ErrorKind::InvalidData => Err(Failure::Refused),
+        Ok(Err(
+            redb::Error::PreviousIo | redb::Error::DatabaseAlreadyOpen | redb::Error::LockPoisoned(_),
+        )) => Err(Failure::Refused),
+        Ok(Err(_)) | Err(_) => Err(Failure::Damaged),
+    }
+}

@@ -1,0 +1,21 @@
+//! scaffold
+mod blob;
+mod cancel;
+mod digest;
+mod disk;
+mod engine;
+mod error;
+mod identity;
+mod index;
+mod key;
+mod manifest;
+mod options;
+mod parallel;
+pub use cancel::Cancel;
+pub use digest::Digest;
+pub use engine::*;
+pub use error::{Error, Result, ErrorKind};
+pub use key::TaskDigest;
+pub use manifest::*;
+pub use options::*;
+pub use disk::{Capabilities, Timestamp};

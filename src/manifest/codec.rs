@@ -1,0 +1,520 @@
+//! The one canonical encoding of a manifest, byte for byte as DESIGN.md section 4 draws it.
+//!
+//! Invariants:
+//! - `encode(decode(bytes)) == bytes` for whatever decodes: varints are minimal, sections ascend,
+//!   nodes and roots are sorted, flags have no unused bits set.
+//! - Decoding allocates no more than a small multiple of the bytes it is given, whatever lengths
+//!   they claim, and never panics.
+//! - A critical section of an unknown tag is refused, any other is skipped.
+
+use super::{BlobRef, LogStream, Logs, Manifest, Node, NodeKind, Origin, OutputPath, Root, RootKind};
+use crate::digest::Digest;
+use crate::disk::Timestamp;
+use crate::key::TaskDigest;
+
+const MAGIC: &[u8; 8] = b"larder-m";
+const VERSION: u16 = 1;
+/// Magic, version, reserved, length of the body, task digest, digest of the body.
+const HEADER_BYTES: usize = 8 + 2 + 2 + 8 + 32 + 32;
+const CHECKSUM_BYTES: usize = 32;
+const CHECKSUM_CONTEXT: &str = "larder 2026-11-23 manifest file v1";
+const BODY_CONTEXT: &str = "larder 2026-11-23 manifest body v1";
+
+/// Marks sections that a reader must understand.
+const CRITICAL: u16 = 0x8000;
+const SECTION_RESULT: u16 = CRITICAL | 1;
+const SECTION_ROOTS: u16 = CRITICAL | 2;
+const SECTION_NODES: u16 = CRITICAL | 3;
+const SECTION_LOGS: u16 = CRITICAL | 4;
+const SECTION_KEY_PARTS: u16 = 5;
+const SECTION_ORIGIN: u16 = CRITICAL | 0x41;
+
+/// Why bytes are no manifest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum DecodeError {
+    /// The checksum does not fit: bit rot, truncation, or another kind of file.
+    #[error("the manifest's checksum does not fit its contents")]
+    Checksum,
+    /// The checksum fits, but the contents break a rule of the format.
+    #[error("the manifest is not canonical: {0}")]
+    NotCanonical(&'static str),
+    /// The manifest belongs to another task.
+    #[error("the manifest belongs to another task")]
+    OtherTask,
+    /// Written by a newer version: an unknown version or an unknown critical section.
+    #[error("the manifest was written by a newer version of larder")]
+    Newer,
+}
+
+type Decoded<T> = Result<T, DecodeError>;
+
+impl Manifest {
+    /// Encodes the whole manifest file for `task`.
+    pub fn encode(&self, task: &TaskDigest) -> Vec<u8> {
+        let body = self.encode_body();
+        let mut file = Writer(Vec::with_capacity(HEADER_BYTES + body.len() + 128));
+        file.0.extend_from_slice(MAGIC);
+        file.0.extend_from_slice(&VERSION.to_le_bytes());
+        file.0.extend_from_slice(&[0, 0]);
+        file.0.extend_from_slice(&(body.len() as u64).to_le_bytes());
+        file.0.extend_from_slice(task.as_bytes());
+        file.0.extend_from_slice(&blake3::derive_key(BODY_CONTEXT, &body));
+        file.0.extend_from_slice(&body);
+        file.section(SECTION_ORIGIN, |origin| {
+            origin.timestamp(self.origin.stored_at);
+            origin.0.extend_from_slice(&self.origin.incarnation);
+            origin.varint(self.origin.epoch);
+        });
+        let checksum = blake3::derive_key(CHECKSUM_CONTEXT, &file.0);
+        file.0.extend_from_slice(&checksum);
+        file.0
+    }
+
+    /// Decodes a manifest file and checks everything: checksums, canonical form, paths, tree.
+    ///
+    /// # Errors
+    /// If the bytes are not exactly what [`Manifest::encode`] would have written for `task`.
+    pub fn decode(bytes: &[u8], task: &TaskDigest) -> Result<Manifest, DecodeError> {
+        let (task_found, manifest) = Manifest::decode_any(bytes)?;
+        if task_found != *task {
+            return Err(DecodeError::OtherTask);
+        }
+        Ok(manifest)
+    }
+
+    /// Decodes a manifest file for whichever task it names.
+    ///
+    /// # Errors
+    /// As for [`Manifest::decode`].
+    pub fn decode_any(bytes: &[u8]) -> Result<(TaskDigest, Manifest), DecodeError> {
+        if bytes.len() < HEADER_BYTES + CHECKSUM_BYTES || bytes[..8] != *MAGIC {
+            return Err(DecodeError::Checksum);
+        }
+        let (contents, checksum) = bytes.split_at(bytes.len() - CHECKSUM_BYTES);
+        if blake3::derive_key(CHECKSUM_CONTEXT, contents) != checksum {
+            return Err(DecodeError::Checksum);
+        }
+        let mut header = Reader(&contents[8..HEADER_BYTES]);
+        if u16::from_le_bytes(header.array()?) != VERSION {
+            return Err(DecodeError::Newer);
+        }
+        if header.array::<2>()? != [0, 0] {
+            return Err(DecodeError::NotCanonical("reserved bytes are not zero"));
+        }
+        let body_bytes = u64::from_le_bytes(header.array()?);
+        let task = TaskDigest::from_bytes(header.array()?);
+        let body_digest: [u8; 32] = header.array()?;
+        let rest = &contents[HEADER_BYTES..];
+        let body_bytes = usize::try_from(body_bytes).ok().filter(|length| *length <= rest.len());
+        let (body, trailer) =
+            rest.split_at(body_bytes.ok_or(DecodeError::NotCanonical("the body's length is wrong"))?);
+        if blake3::derive_key(BODY_CONTEXT, body) != body_digest {
+            return Err(DecodeError::NotCanonical("the body's digest is wrong"));
+        }
+        let mut manifest = Manifest::decode_body(body)?;
+        let mut origin = None;
+        sections(trailer, |tag, section| {
+            if tag == SECTION_ORIGIN {
+                origin = Some(Origin {
+                    stored_at: section.timestamp()?,
+                    incarnation: section.array()?,
+                    epoch: section.varint()?,
+                });
+                return Ok(true);
+            }
+            Ok(false)
+        })?;
+        manifest.origin = origin.ok_or(DecodeError::NotCanonical("a section is missing"))?;
+        Ok((task, manifest))
+    }
+
+    /// The part that other machines may get: no times of this store, no stamps.
+    fn encode_body(&self) -> Vec<u8> {
+        let mut body = Writer(Vec::with_capacity(self.nodes.len() * 96 + 256));
+        body.section(SECTION_RESULT, |result| {
+            result.zigzag(i64::from(self.exit_code));
+            result.varint(self.duration_ms);
+        });
+        body.section(SECTION_ROOTS, |roots| {
+            roots.varint(self.roots.len() as u64);
+            for root in &self.roots {
+                roots.0.push(match root.kind {
+                    RootKind::Directory => 0,
+                    RootKind::File => 1,
+                    RootKind::Glob => 2,
+                });
+                roots.bytes(root.path.as_bytes());
+            }
+        });
+        body.section(SECTION_NODES, |nodes| {
+            nodes.varint(self.nodes.len() as u64);
+            for node in &self.nodes {
+                nodes.node(node);
+            }
+        });
+        body.section(SECTION_LOGS, |logs| {
+            logs.log(&self.logs.stdout);
+            logs.log(&self.logs.stderr);
+            logs.varint(self.logs.order.len() as u64);
+            for length_bytes in &self.logs.order {
+                logs.varint(*length_bytes);
+            }
+        });
+        if let Some(parts) = &self.key_parts {
+            body.section(SECTION_KEY_PARTS, |section| section.blob(parts));
+        }
+        body.0
+    }
+
+    fn decode_body(body: &[u8]) -> Decoded<Manifest> {
+        let (mut result, mut roots, mut nodes, mut logs, mut key_parts) = (None, None, None, None, None);
+        sections(body, |tag, section| {
+            match tag {
+                SECTION_RESULT => {
+                    let exit_code = i32::try_from(section.zigzag()?);
+                    let exit_code = exit_code.map_err(|_| DecodeError::NotCanonical("an exit code is too large"))?;
+                    result = Some((exit_code, section.varint()?));
+                }
+                SECTION_ROOTS => roots = Some(section.list(2, Reader::root)?),
+                SECTION_NODES => nodes = Some(section.list(3, Reader::node)?),
+                SECTION_LOGS => {
+                    logs = Some(Logs {
+                        stdout: section.log()?,
+                        stderr: section.log()?,
+                        order: section.list(1, Reader::varint)?,
+                    });
+                }
+                SECTION_KEY_PARTS => key_parts = Some(section.blob()?),
+                _ => return Ok(false),
+            }
+            Ok(true)
+        })?;
+        let missing = DecodeError::NotCanonical("a section is missing");
+        let (exit_code, duration_ms) = result.ok_or(missing)?;
+        let manifest = Manifest {
+            exit_code,
+            duration_ms,
+            roots: roots.ok_or(missing)?,
+            nodes: nodes.ok_or(missing)?,
+            logs: logs.ok_or(missing)?,
+            key_parts,
+            origin: Origin::default(),
+        };
+        manifest.check().map_err(|error| DecodeError::NotCanonical(error.reason))?;
+        Ok(manifest)
+    }
+}
+
+/// Calls `take` for each section, in order. What `take` does not know is skipped, or refused if it
+/// is critical; what it knows it must read to the end.
+fn sections<'a>(
+    bytes: &'a [u8],
+    mut take: impl FnMut(u16, &mut Reader<'a>) -> Decoded<bool>,
+) -> Decoded<()> {
+    let mut reader = Reader(bytes);
+    let mut last = None;
+    while !reader.0.is_empty() {
+        let tag = u16::from_le_bytes(reader.array()?);
+        let number = tag & !CRITICAL;
+        if last.is_some_and(|last| number <= last) {
+            return Err(DecodeError::NotCanonical("sections do not ascend"));
+        }
+        last = Some(number);
+        let mut section = Reader(reader.byte_string()?);
+        if take(tag, &mut section)? {
+            if !section.0.is_empty() {
+                return Err(DecodeError::NotCanonical("a section is too long"));
+            }
+        } else if tag & CRITICAL != 0 {
+            return Err(DecodeError::Newer);
+        }
+    }
+    Ok(())
+}
+
+const KIND_DIRECTORY: u8 = 0;
+const KIND_FILE: u8 = 1;
+const KIND_FILE_WITH_TIME: u8 = 2;
+const KIND_SYMLINK: u8 = 3;
+
+struct Writer(Vec<u8>);
+
+impl Writer {
+    /// LEB128, least significant group first.
+    fn varint(&mut self, mut value: u64) {
+        while value >= 0x80 {
+            self.0.push(value as u8 | 0x80);
+            value >>= 7;
+        }
+        self.0.push(value as u8);
+    }
+
+    fn zigzag(&mut self, value: i64) {
+        self.varint(((value << 1) ^ (value >> 63)) as u64);
+    }
+
+    fn bytes(&mut self, bytes: &[u8]) {
+        self.varint(bytes.len() as u64);
+        self.0.extend_from_slice(bytes);
+    }
+
+    fn timestamp(&mut self, time: Timestamp) {
+        self.zigzag(time.seconds);
+        self.varint(u64::from(time.nanoseconds));
+    }
+
+    fn section(&mut self, tag: u16, fill: impl FnOnce(&mut Writer)) {
+        let mut section = Writer(Vec::new());
+        fill(&mut section);
+        self.0.extend_from_slice(&tag.to_le_bytes());
+        self.bytes(&section.0);
+    }
+
+    fn node(&mut self, node: &Node) {
+        match &node.kind {
+            NodeKind::Directory { mode } => {
+                self.0.push(KIND_DIRECTORY);
+                self.bytes(node.path.as_bytes());
+                self.varint(u64::from(*mode));
+            }
+            NodeKind::File { digest, size_bytes, mode, modified } => {
+                self.0.push(if modified.is_some() { KIND_FILE_WITH_TIME } else { KIND_FILE });
+                self.bytes(node.path.as_bytes());
+                self.varint(u64::from(*mode));
+                self.0.extend_from_slice(digest.as_bytes());
+                self.varint(*size_bytes);
+                if let Some(modified) = modified {
+                    self.timestamp(*modified);
+                }
+            }
+            NodeKind::Symlink { target } => {
+                self.0.push(KIND_SYMLINK);
+                self.bytes(node.path.as_bytes());
+                self.bytes(target);
+            }
+        }
+    }
+
+    fn blob(&mut self, blob: &BlobRef) {
+        self.0.extend_from_slice(blob.digest.as_bytes());
+        self.varint(blob.size_bytes);
+    }
+
+    fn log(&mut self, log: &LogStream) {
+        match log {
+            LogStream::Inline(bytes) => {
+                self.0.push(0);
+                self.bytes(bytes);
+            }
+            LogStream::Blob(blob) => {
+                self.0.push(1);
+                self.blob(blob);
+            }
+        }
+    }
+}
+
+struct Reader<'a>(&'a [u8]);
+
+impl<'a> Reader<'a> {
+    const TRUNCATED: DecodeError = DecodeError::NotCanonical("a section is too short");
+
+    fn take(&mut self, length: usize) -> Decoded<&'a [u8]> {
+        let (taken, rest) = self.0.split_at_checked(length).ok_or(Self::TRUNCATED)?;
+        self.0 = rest;
+        Ok(taken)
+    }
+
+    fn array<const N: usize>(&mut self) -> Decoded<[u8; N]> {
+        self.take(N)?.try_into().map_err(|_| Self::TRUNCATED)
+    }
+
+    fn byte(&mut self) -> Decoded<u8> {
+        Ok(self.take(1)?[0])
+    }
+
+    fn varint(&mut self) -> Decoded<u64> {
+        let mut value = 0_u64;
+        for shift in (0..64).step_by(7) {
+            let byte = self.byte()?;
+            let bits = u64::from(byte & 0x7f);
+            if shift == 63 && bits > 1 {
+                break;
+            }
+            value |= bits << shift;
+            if byte & 0x80 == 0 {
+                if byte == 0 && shift > 0 {
+                    return Err(DecodeError::NotCanonical("a number is not minimal"));
+                }
+                return Ok(value);
+            }
+        }
+        Err(DecodeError::NotCanonical("a number is too large"))
+    }
+
+    fn zigzag(&mut self) -> Decoded<i64> {
+        let value = self.varint()?;
+        Ok((value >> 1) as i64 ^ -((value & 1) as i64))
+    }
+
+    fn byte_string(&mut self) -> Decoded<&'a [u8]> {
+        let length = usize::try_from(self.varint()?).map_err(|_| Self::TRUNCATED)?;
+        self.take(length)
+    }
+
+    fn timestamp(&mut self) -> Decoded<Timestamp> {
+        let seconds = self.zigzag()?;
+        let nanoseconds = self.varint()?;
+        if nanoseconds >= 1_000_000_000 {
+            return Err(DecodeError::NotCanonical("a time has more than a second of nanoseconds"));
+        }
+        Ok(Timestamp { seconds, nanoseconds: nanoseconds as u32 })
+    }
+
+    /// A count and that many items of at least `item_bytes_min` bytes each. The count is checked
+    /// against what is left before anything is allocated for it.
+    fn list<T>(
+        &mut self,
+        item_bytes_min: usize,
+        mut item: impl FnMut(&mut Reader<'a>) -> Decoded<T>,
+    ) -> Decoded<Vec<T>> {
+        let count = usize::try_from(self.varint()?).map_err(|_| Self::TRUNCATED)?;
+        if count > self.0.len() / item_bytes_min {
+            return Err(Self::TRUNCATED);
+        }
+        let mut items = Vec::with_capacity(count);
+        for _ in 0..count {
+            items.push(item(self)?);
+        }
+        Ok(items)
+    }
+
+    fn path(&mut self) -> Decoded<OutputPath> {
+        OutputPath::from_bytes(self.byte_string()?).map_err(|error| DecodeError::NotCanonical(error.0))
+    }
+
+    fn root(&mut self) -> Decoded<Root> {
+        let kind = match self.byte()? {
+            0 => RootKind::Directory,
+            1 => RootKind::File,
+            2 => RootKind::Glob,
+            _ => return Err(DecodeError::NotCanonical("a root has an unknown kind")),
+        };
+        Ok(Root { kind, path: self.path()? })
+    }
+
+    fn node(&mut self) -> Decoded<Node> {
+        let kind = self.byte()?;
+        let path = self.path()?;
+        let kind = match kind {
+            KIND_DIRECTORY => NodeKind::Directory { mode: self.mode()? },
+            KIND_FILE | KIND_FILE_WITH_TIME => NodeKind::File {
+                mode: self.mode()?,
+                digest: Digest::from_bytes(self.array()?),
+                size_bytes: self.varint()?,
+                modified: if kind == KIND_FILE_WITH_TIME { Some(self.timestamp()?) } else { None },
+            },
+            KIND_SYMLINK => NodeKind::Symlink { target: self.byte_string()?.into() },
+            _ => return Err(DecodeError::NotCanonical("a node has an unknown kind")),
+        };
+        Ok(Node { path, kind })
+    }
+
+    fn mode(&mut self) -> Decoded<u32> {
+        let mode = self.varint()?;
+        if mode > 0o777 {
+            return Err(DecodeError::NotCanonical("a mode has more than permission bits"));
+        }
+        Ok(mode as u32)
+    }
+
+    fn blob(&mut self) -> Decoded<BlobRef> {
+        Ok(BlobRef { digest: Digest::from_bytes(self.array()?), size_bytes: self.varint()? })
+    }
+
+    fn log(&mut self) -> Decoded<LogStream> {
+        match self.byte()? {
+            0 => Ok(LogStream::Inline(self.byte_string()?.into())),
+            1 => Ok(LogStream::Blob(self.blob()?)),
+            _ => Err(DecodeError::NotCanonical("a log has an unknown kind")),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::sample;
+    use super::*;
+
+    fn task() -> TaskDigest {
+        TaskDigest::derive("", "sample").expect("a valid key")
+    }
+
+    #[test]
+    fn what_is_encoded_decodes_to_the_same() {
+        let manifest = sample();
+        let bytes = manifest.encode(&task());
+        assert_eq!(Manifest::decode(&bytes, &task()), Ok(manifest));
+    }
+
+    #[test]
+    fn every_flipped_bit_and_every_truncation_is_refused() {
+        let bytes = sample().encode(&task());
+        for position in 0..bytes.len() {
+            for bit in 0..8 {
+                let mut damaged = bytes.clone();
+                damaged[position] ^= 1 << bit;
+                assert!(Manifest::decode(&damaged, &task()).is_err(), "bit {bit} of byte {position}");
+            }
+            assert!(Manifest::decode(&bytes[..position], &task()).is_err(), "first {position} bytes");
+        }
+    }
+
+    /// Wraps a body as `encode` does, so that tests reach behind the checksums.
+    fn wrap(body: &[u8]) -> Vec<u8> {
+        let mut file = Writer(Vec::new());
+        file.0.extend_from_slice(MAGIC);
+        file.0.extend_from_slice(&[1, 0, 0, 0]);
+        file.0.extend_from_slice(&(body.len() as u64).to_le_bytes());
+        file.0.extend_from_slice(task().as_bytes());
+        file.0.extend_from_slice(&blake3::derive_key(BODY_CONTEXT, body));
+        file.0.extend_from_slice(body);
+        file.section(SECTION_ORIGIN, |origin| {
+            origin.timestamp(Timestamp { seconds: 0, nanoseconds: 0 });
+            origin.0.extend_from_slice(&[0; 16]);
+            origin.varint(0);
+        });
+        let checksum = blake3::derive_key(CHECKSUM_CONTEXT, &file.0);
+        file.0.extend_from_slice(&checksum);
+        file.0
+    }
+
+    #[test]
+    fn behind_valid_checksums_hostile_bodies_are_refused_without_memory() {
+        let body = sample().encode_body();
+        assert!(Manifest::decode(&wrap(&body), &task()).is_ok(), "the wrapper itself is right");
+        for position in 0..body.len() {
+            for value in [0, 1, 0x7f, 0x80, 0xff] {
+                let mut hostile = body.clone();
+                hostile[position] = value;
+                // Many of these are other valid manifests; what decodes must encode to itself.
+                if let Ok(manifest) = Manifest::decode(&wrap(&hostile), &task()) {
+                    assert_eq!(manifest.encode_body(), hostile, "byte {position} = {value}");
+                }
+            }
+        }
+        let mut claims = Writer(Vec::new());
+        claims.section(SECTION_NODES, |nodes| nodes.varint(u64::MAX));
+        assert!(Manifest::decode(&wrap(&claims.0), &task()).is_err());
+    }
+
+    #[test]
+    fn unknown_sections_are_skipped_unless_they_are_critical() {
+        let mut body = Writer(sample().encode_body());
+        body.section(9, |section| section.varint(7));
+        assert!(Manifest::decode(&wrap(&body.0), &task()).is_ok());
+        body.section(CRITICAL | 10, |section| section.varint(7));
+        assert_eq!(Manifest::decode(&wrap(&body.0), &task()), Err(DecodeError::Newer));
+    }
+}

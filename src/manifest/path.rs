@@ -1,0 +1,188 @@
+//! `OutputPath`: a relative path that cannot leave its workspace.
+
+use std::cmp::Ordering;
+use std::ffi::OsStr;
+use std::fmt;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+/// Longest path, in bytes (`PATH_MAX` of Linux less the terminator).
+const PATH_BYTES_MAX: usize = 4095;
+/// Longest component, in bytes (`NAME_MAX` of Linux).
+const NAME_BYTES_MAX: usize = 255;
+
+/// A path relative to a workspace: one or more plain components joined by `/`. Not absolute, no
+/// `.` or `..`, no NUL, no empty component; any other bytes, UTF-8 or not.
+///
+/// Paths are ordered by component, so a directory sorts directly before all that is below it.
+///
+/// # Examples
+/// ```
+/// use larder::OutputPath;
+/// assert!(OutputPath::parse("target/debug").is_ok());
+/// for escape in ["/etc/passwd", "../x", "a/../b", "a//b", "./a", "a/", "", "a\0b"] {
+///     assert!(OutputPath::parse(escape).is_err());
+/// }
+/// ```
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct OutputPath(Box<[u8]>);
+
+/// Why a text is no [`OutputPath`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct PathError(pub(crate) &'static str);
+
+impl OutputPath {
+    /// Checks a path. Does no I/O.
+    ///
+    /// # Errors
+    /// If the path is empty, absolute, climbs, is too long, or has a component that no directory
+    /// entry can have.
+    pub fn parse(path: impl AsRef<Path>) -> Result<OutputPath, PathError> {
+        OutputPath::from_bytes(path.as_ref().as_os_str().as_bytes())
+    }
+
+    /// Checks a path given as bytes.
+    ///
+    /// # Errors
+    /// As for [`OutputPath::parse`].
+    pub fn from_bytes(bytes: &[u8]) -> Result<OutputPath, PathError> {
+        if bytes.is_empty() {
+            return Err(PathError("the path is empty"));
+        }
+        if bytes.len() > PATH_BYTES_MAX {
+            return Err(PathError("the path is longer than 4,095 bytes"));
+        }
+        if bytes[0] == b'/' {
+            return Err(PathError("the path is absolute"));
+        }
+        if bytes.contains(&0) {
+            return Err(PathError("the path contains NUL"));
+        }
+        for name in bytes.split(|&byte| byte == b'/') {
+            match name {
+                b"" => return Err(PathError("the path has an empty component")),
+                b"." => return Err(PathError("the path has a component '.'")),
+                b".." => return Err(PathError("the path has a component '..'")),
+                name if name.len() > NAME_BYTES_MAX => {
+                    return Err(PathError("the path has a component longer than 255 bytes"));
+                }
+                _ => {}
+            }
+        }
+        Ok(OutputPath(bytes.into()))
+    }
+
+    /// Returns the path.
+    pub fn as_path(&self) -> &Path {
+        Path::new(OsStr::from_bytes(&self.0))
+    }
+
+    /// Returns the bytes of the path.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    /// Returns the path of the directory that holds this one; the empty path at the top.
+    pub fn parent(&self) -> &Path {
+        let end = self.0.iter().rposition(|&byte| byte == b'/').unwrap_or(0);
+        Path::new(OsStr::from_bytes(&self.0[..end]))
+    }
+
+    /// Returns the last component.
+    pub fn name(&self) -> &OsStr {
+        let start = self.0.iter().rposition(|&byte| byte == b'/').map_or(0, |slash| slash + 1);
+        OsStr::from_bytes(&self.0[start..])
+    }
+
+    /// Whether `self` is `other`, or a directory on the way to it.
+    pub fn contains(&self, other: &OutputPath) -> bool {
+        let (own, other) = (&self.0, &other.0);
+        other.starts_with(own) && (other.len() == own.len() || other[own.len()] == b'/')
+    }
+
+    /// The directories above this path, from the top down, without the workspace itself.
+    pub fn ancestors(&self) -> impl Iterator<Item = OutputPath> + '_ {
+        let slashes = self.0.iter().enumerate().filter(|(_, byte)| **byte == b'/');
+        slashes.map(|(index, _)| OutputPath(self.0[..index].into()))
+    }
+
+    /// This path with one more component.
+    ///
+    /// # Errors
+    /// If the result would be no valid path.
+    pub fn join(&self, name: &OsStr) -> Result<OutputPath, PathError> {
+        OutputPath::from_bytes(&[&self.0, b"/" as &[u8], name.as_bytes()].concat())
+    }
+}
+
+impl Ord for OutputPath {
+    fn cmp(&self, other: &OutputPath) -> Ordering {
+        // NUL cannot occur in a path, so a separator may take its place in the order.
+        let rank = |byte: &u8| if *byte == b'/' { 0 } else { *byte };
+        self.0.iter().map(rank).cmp(other.0.iter().map(rank))
+    }
+}
+
+impl PartialOrd for OutputPath {
+    fn partial_cmp(&self, other: &OutputPath) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl AsRef<Path> for OutputPath {
+    fn as_ref(&self) -> &Path {
+        self.as_path()
+    }
+}
+
+impl fmt::Display for OutputPath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.as_path().display())
+    }
+}
+
+impl fmt::Debug for OutputPath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}", self.as_path())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn directories_sort_directly_before_what_is_below_them() -> Result<(), PathError> {
+        let mut paths = ["a-b", "a/z", "a", "a/b/c", "a.b", "a/b", "b"].map(OutputPath::parse);
+        paths.sort_by(|a, b| a.as_ref().ok().cmp(&b.as_ref().ok()));
+        let sorted: Vec<String> = paths.into_iter().map(|path| Ok(path?.to_string())).collect::<Result<_, _>>()?;
+        assert_eq!(sorted, ["a", "a/b", "a/b/c", "a/z", "a-b", "a.b", "b"]);
+        Ok(())
+    }
+
+    #[test]
+    fn names_that_are_not_utf8_are_paths_too() {
+        assert!(OutputPath::from_bytes(b"caf\xe9/\xff").is_ok());
+    }
+
+    #[test]
+    fn limits_are_inclusive() {
+        let name = "n".repeat(255);
+        assert!(OutputPath::parse(&name).is_ok());
+        assert!(OutputPath::parse(format!("{name}n")).is_err());
+        let long = vec!["n"; 2048].join("/");
+        assert_eq!(long.len(), 4095);
+        assert!(OutputPath::parse(&long).is_ok());
+        assert!(OutputPath::parse(format!("{long}n")).is_err());
+    }
+
+    #[test]
+    fn contains_stops_at_component_boundaries() -> Result<(), PathError> {
+        let outer = OutputPath::parse("a/b")?;
+        for (path, expected) in [("a/b", true), ("a/b/c", true), ("a/bc", false), ("a", false)] {
+            assert_eq!(outer.contains(&OutputPath::parse(path)?), expected, "{path}");
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,213 @@
+//! What a caller can choose, with units, defaults and reasons.
+
+use crate::disk::Capabilities;
+use std::fmt;
+use std::str::FromStr;
+
+/// How a store is opened.
+///
+/// # Examples
+/// ```
+/// use larder::{CacheOptions, Durability};
+/// let options = CacheOptions::default().with_durability(Durability::Durable);
+/// # let _ = options;
+/// ```
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct CacheOptions {
+    /// What a power cut may cost. Default: [`Durability::Relaxed`].
+    pub durability: Durability,
+    /// Memory for pages of the index, in bytes. Default: 16 MiB, which holds the upper levels of
+    /// an index of millions of tasks; the crate's own default would be 1 GiB. At 0 each lookup
+    /// reads from the page cache of the system.
+    pub index_cache_bytes: usize,
+    /// Which system calls may be used. Default: all; missing ones are found by trying.
+    pub capabilities: Capabilities,
+}
+
+impl Default for CacheOptions {
+    fn default() -> CacheOptions {
+        CacheOptions {
+            durability: Durability::Relaxed,
+            index_cache_bytes: 16 << 20,
+            capabilities: Capabilities::all(),
+        }
+    }
+}
+
+impl CacheOptions {
+    /// Replaces the durability.
+    #[must_use]
+    pub fn with_durability(mut self, durability: Durability) -> CacheOptions {
+        self.durability = durability;
+        self
+    }
+
+    /// Replaces the size of the index's page cache.
+    #[must_use]
+    pub fn with_index_cache_bytes(mut self, index_cache_bytes: usize) -> CacheOptions {
+        self.index_cache_bytes = index_cache_bytes;
+        self
+    }
+
+    /// Replaces the capabilities: to test a fallback.
+    #[must_use]
+    pub fn with_capabilities(mut self, capabilities: Capabilities) -> CacheOptions {
+        self.capabilities = capabilities;
+        self
+    }
+}
+
+/// What a power cut may cost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum Durability {
+    /// Only the index is synced. Entries of the last minutes may be lost in a power cut; what may
+    /// have been hit is rehashed at its first use, so wrong bytes are never restored.
+    #[default]
+    Relaxed,
+    /// When a store returns, its entry and all its blobs survive a power cut: one syncfs (or a few
+    /// fsyncs) and one sync for each touched folder.
+    Durable,
+}
+
+/// How a restore goes about it.
+///
+/// # Examples
+/// ```
+/// use larder::{LinkMode, RestoreOptions};
+/// let options = RestoreOptions::default().with_link_mode(LinkMode::Copy);
+/// # let _ = options;
+/// ```
+#[derive(Debug, Clone, Copy, Default)]
+#[non_exhaustive]
+pub struct RestoreOptions {
+    /// How files are materialized. Default: [`LinkMode::Auto`].
+    pub link_mode: LinkMode,
+    /// Which modification times files get. Default: [`MtimeMode::Recorded`].
+    pub mtime_mode: MtimeMode,
+    /// What is believed of a blob. Default: [`VerifyLevel::Stamp`].
+    pub verify_level: VerifyLevel,
+}
+
+impl RestoreOptions {
+    /// Replaces the link mode.
+    #[must_use]
+    pub fn with_link_mode(mut self, link_mode: LinkMode) -> RestoreOptions {
+        self.link_mode = link_mode;
+        self
+    }
+
+    /// Replaces the choice of modification times.
+    #[must_use]
+    pub fn with_mtime_mode(mut self, mtime_mode: MtimeMode) -> RestoreOptions {
+        self.mtime_mode = mtime_mode;
+        self
+    }
+
+    /// Replaces the verification level.
+    #[must_use]
+    pub fn with_verify_level(mut self, verify_level: VerifyLevel) -> RestoreOptions {
+        self.verify_level = verify_level;
+        self
+    }
+}
+
+/// How a blob becomes a file in a workspace. Each mode falls back along reflink, hardlink, copy
+/// where the filesystem says "not supported here", and only then; the report says so.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[non_exhaustive]
+pub enum LinkMode {
+    /// Files below [`LINK_BYTES_MIN`] are private copies; larger ones are reflinks, else hardlinks,
+    /// else copies.
+    #[default]
+    Auto,
+    /// Every file is a private copy.
+    Copy,
+    /// Every file but empty ones is a hardlink to its blob: read-only, and shared.
+    Hardlink,
+    /// Every file is a reflink: private, and sharing blocks.
+    Reflink,
+}
+
+/// Below this size, in bytes, mode `auto` copies.
+///
+/// A build that rewrites small files in place (cargo does, below `.fingerprint`) fails for an
+/// ordinary user if they are links, which are read-only, and would write into the store as root. A
+/// copy of so few bytes costs about as much as a clone (on xfs less). Measured: DESIGN.md,
+/// section 7.
+pub const LINK_BYTES_MIN: u64 = 32 * 1024;
+
+/// Which modification times restored files get.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[non_exhaustive]
+pub enum MtimeMode {
+    /// Those recorded when the entry was stored. A hardlink shares its blob's time, so a file is
+    /// hardlinked only if the two are equal, and cloned or copied else.
+    #[default]
+    Recorded,
+    /// Whatever the blob's inode has, for links; recorded for the rest.
+    Linked,
+    /// The time of the restore; hardlinks keep their inode's.
+    Now,
+}
+
+/// What is believed of a blob before it is linked or cloned. Copies are always hashed as made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[non_exhaustive]
+pub enum VerifyLevel {
+    /// Its stamp: inode number, size and modification time as published. Does not see bit rot below
+    /// the filesystem, a write followed by setting the old time again, nor a write through a
+    /// mapping of a page that was dirty already.
+    #[default]
+    Stamp,
+    /// Its bytes, rehashed before every use. Does not see what is written after the hash.
+    Content,
+}
+
+/// A text names no value of an option.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{text:?} is not one of {expected}")]
+pub struct ParseOptionError {
+    text: String,
+    expected: &'static str,
+}
+
+/// Gives an option's values their names on command lines and in configuration files.
+macro_rules! named_values {
+    ($type:ident, $expected:literal, $($name:literal => $value:ident),+) => {
+        impl FromStr for $type {
+            type Err = ParseOptionError;
+            fn from_str(text: &str) -> Result<$type, ParseOptionError> {
+                match text {
+                    $($name => Ok($type::$value),)+
+                    _ => Err(ParseOptionError { text: text.to_owned(), expected: $expected }),
+                }
+            }
+        }
+        impl fmt::Display for $type {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(match self { $($type::$value => $name,)+ })
+            }
+        }
+    };
+}
+
+named_values!(Durability, "relaxed, durable", "relaxed" => Relaxed, "durable" => Durable);
+named_values!(LinkMode, "auto, reflink, hardlink, copy",
+    "auto" => Auto, "reflink" => Reflink, "hardlink" => Hardlink, "copy" => Copy);
+named_values!(MtimeMode, "recorded, linked, now", "recorded" => Recorded, "linked" => Linked, "now" => Now);
+named_values!(VerifyLevel, "stamp, content", "stamp" => Stamp, "content" => Content);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_read_back() {
+        for mode in [LinkMode::Auto, LinkMode::Copy, LinkMode::Hardlink, LinkMode::Reflink] {
+            assert_eq!(mode.to_string().parse(), Ok(mode));
+        }
+        assert!("hard".parse::<LinkMode>().is_err());
+    }
+}
