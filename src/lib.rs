@@ -1,4 +1,50 @@
-//! scaffold
+//! Larder keeps what tasks leave behind, and brings it back as links.
+//!
+//! A task runner computes a digest of everything a task depends on, and asks: is there a result for
+//! this digest? If so, the outputs come back as reflinks, hardlinks or copies, with logs, exit code
+//! and duration; if not, the task runs, and its result is stored. Every file is kept once, by the
+//! BLAKE3 hash of its content.
+//!
+//! - [`CacheBackend`] is the asynchronous contract that a scheduler holds as
+//!   `Arc<dyn CacheBackend>`; [`LocalBackend`], [`MemoryBackend`] and [`DisabledBackend`] implement
+//!   it, and [`conformance`] tests any implementation.
+//! - [`Cache`] is the engine itself: blocking, complete without a runtime.
+//!
+//! # Examples
+//! ```
+//! use larder::{CacheBackend, CacheEntry, CacheOptions, CachePolicy, IRTask, LocalBackend, OutputDeclaration};
+//! use std::sync::Arc;
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let folder = tempfile::tempdir()?;
+//! # let (store, workspace) = (folder.path().join("store"), folder.path().join("workspace"));
+//! # std::fs::create_dir_all(workspace.join("dist"))?;
+//! let cache: Arc<dyn CacheBackend> = Arc::new(LocalBackend::open(&store, CacheOptions::default())?);
+//! let task = IRTask::new("bundle").with_outputs([OutputDeclaration::new("dist")]);
+//! let digest = "whatever stands for the task's inputs";
+//!
+//! if cache.check(&task, digest, task.effective_policy()).await?.hit {
+//!     cache.restore_outputs(&task, digest, &workspace).await?;
+//! } else {
+//!     std::fs::write(workspace.join("dist/app.js"), "built")?; // Run the task here.
+//!     let entry = CacheEntry::capture(&workspace, &task.outputs)?.with_result(0, 41_200);
+//!     cache.store(&task, digest, &entry, CachePolicy::Normal).await?;
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # When the cache breaks
+//! A broken cache never breaks the build: a caller for whose error
+//! [`Error::allows_uncached_run`] is true runs its task as if there were no cache. Wrong bytes are
+//! never restored: copies are hashed as they are made, and links are made only of inodes that are
+//! provably untouched; DESIGN.md numbers the invariants.
+
+#[cfg(not(unix))]
+compile_error!("larder needs a Unix: it links, locks and walks by directory handles");
+
+mod backend;
 mod blob;
 mod cancel;
 mod digest;
@@ -11,11 +57,25 @@ mod key;
 mod manifest;
 mod options;
 mod parallel;
+
+pub use backend::{
+    BackendError, BackendResult, CacheBackend, CacheLookupResult, CachePolicy, DisabledBackend, ExactLogs, IRTask,
+    LocalBackend, MemoryBackend, ResourceRequirements, SecretSource, conformance,
+};
 pub use cancel::Cancel;
-pub use digest::Digest;
-pub use engine::*;
-pub use error::{Error, Result, ErrorKind};
-pub use key::TaskDigest;
-pub use manifest::*;
-pub use options::*;
+pub use digest::{Digest, ParseDigestError};
 pub use disk::{Capabilities, Timestamp};
+pub use engine::{
+    BlobReader, Cache, CacheEntry, CacheOutput, CopyReason, Health, Hit, LinkSupport, LogPiece, MethodCounts,
+    OutputContent, OutputDeclaration, OutputKind, Repair, Restored, ScrubReport, SourceFile, Stats, Stored,
+    StoredBlob, TaskLogs, destroy,
+};
+pub use error::{Error, ErrorKind, Result};
+pub use key::{KEY_BYTES_MAX, TaskDigest};
+pub use manifest::{
+    BlobRef, DecodeError, LOG_INLINE_BYTES_MAX, LogStream, Logs, Manifest, Node, NodeKind, Origin, OutputPath,
+    PathError, Root, RootKind,
+};
+pub use options::{
+    CacheOptions, Durability, LINK_BYTES_MIN, LinkMode, MtimeMode, ParseOptionError, RestoreOptions, VerifyLevel,
+};

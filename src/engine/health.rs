@@ -46,6 +46,17 @@ impl Cache {
         Ok(Health { store_filesystem: name, has_index: self.inner.index.is_open(), is_writable, workspace })
     }
 
+    /// Whether results can be stored: the store is in place and a file can be written. Blocking.
+    ///
+    /// # Errors
+    /// If not: why not.
+    pub fn check_usable(&self) -> Result<()> {
+        if !self.inner.identity.is_in_place() {
+            return Err(self.replaced());
+        }
+        self.canary()
+    }
+
     /// Writes and removes a file, under the lock that a store takes.
     fn canary(&self) -> Result<()> {
         let _lock = self.lock(LockMode::Shared, &Cancel::new())?;

@@ -6,7 +6,7 @@ use crate::digest::Digest;
 use crate::disk;
 use crate::error::{Context, Error, Result};
 use crate::key::TaskDigest;
-use crate::manifest::{BlobRef, LogStream, Logs, Manifest, PRIVATE_BLOB_MODE};
+use crate::manifest::{BlobRef, LogStream, Manifest, PRIVATE_BLOB_MODE};
 
 /// A task's logs, byte for byte.
 ///
@@ -26,6 +26,15 @@ pub struct TaskLogs {
     pub order: Vec<LogPiece>,
 }
 
+impl TaskLogs {
+    /// Logs as a restore would give them back: neighbouring pieces merged, and no order at all if
+    /// the pieces do not add up to the streams.
+    pub fn new(stdout: &[u8], stderr: &[u8], pieces: &[LogPiece]) -> TaskLogs {
+        let order = decode_order(&encode_order(pieces, stdout.len() as u64, stderr.len() as u64));
+        TaskLogs { stdout: stdout.to_vec(), stderr: stderr.to_vec(), order }
+    }
+}
+
 impl Cache {
     /// The logs of `task`; `None` if there is no entry. Verified. Blocking; takes as much memory as
     /// the logs have bytes.
@@ -41,7 +50,7 @@ impl Cache {
         Ok(Some(TaskLogs {
             stdout: read(&manifest.logs.stdout)?,
             stderr: read(&manifest.logs.stderr)?,
-            order: order_of(&manifest.logs),
+            order: decode_order(&manifest.logs.order),
         }))
     }
 
@@ -72,12 +81,12 @@ impl Cache {
     }
 }
 
-fn order_of(logs: &Logs) -> Vec<LogPiece> {
+fn decode_order(order: &[u64]) -> Vec<LogPiece> {
     let piece = |(index, length_bytes): (usize, &u64)| match index % 2 {
         0 => LogPiece::Stdout(*length_bytes),
         _ => LogPiece::Stderr(*length_bytes),
     };
-    let pieces = logs.order.iter().enumerate().map(piece);
+    let pieces = order.iter().enumerate().map(piece);
     pieces.filter(|piece| !matches!(piece, LogPiece::Stdout(0))).collect()
 }
 
@@ -113,7 +122,7 @@ mod tests {
     #[test]
     fn pieces_survive_and_neighbours_of_one_stream_merge() {
         let there_and_back = |pieces: &[LogPiece], stdout, stderr| {
-            order_of(&Logs { order: encode_order(pieces, stdout, stderr), ..Logs::default() })
+            decode_order(&encode_order(pieces, stdout, stderr))
         };
         assert_eq!(there_and_back(&[Stdout(3), Stderr(1), Stdout(2)], 5, 1), [Stdout(3), Stderr(1), Stdout(2)]);
         assert_eq!(there_and_back(&[Stderr(1), Stdout(2)], 2, 1), [Stderr(1), Stdout(2)]);

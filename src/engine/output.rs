@@ -3,16 +3,17 @@
 //! Contents need not sit in memory: an output can be bytes, a file that is read when it is stored,
 //! or a blob that is read when it is asked for.
 
-use super::Inner;
+use super::{Cache, Inner};
 use crate::digest::Digest;
 use crate::disk::{self, Capabilities, Dir, FileStat, Timestamp};
 use crate::error::{Context, Error, Result};
-use crate::manifest::Root;
+use crate::manifest::{Manifest, Node, NodeKind, Root, blob_mode};
 use serde::{Deserialize, Serialize};
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Read};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -186,7 +187,7 @@ impl SourceFile {
     }
 
     /// Opens it: a regular file, not through a symlink.
-    pub(super) fn open(&self, capabilities: Capabilities) -> Result<(File, FileStat)> {
+    pub(crate) fn open(&self, capabilities: Capabilities) -> Result<(File, FileStat)> {
         let opened = match &self.workspace {
             Some(workspace) => workspace.open_regular_beneath(&self.path),
             None => open_alone(&self.path, capabilities),
@@ -275,6 +276,32 @@ impl StoredBlob {
 impl fmt::Debug for StoredBlob {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("StoredBlob").field("digest", &self.digest).field("size_bytes", &self.size_bytes).finish()
+    }
+}
+
+impl Cache {
+    /// The outputs of an entry, in the order of their paths, with contents that are read on demand.
+    pub fn outputs(&self, manifest: &Manifest) -> Vec<CacheOutput> {
+        manifest.nodes.iter().map(|node| self.output(node)).collect()
+    }
+
+    fn output(&self, node: &Node) -> CacheOutput {
+        let path = node.path.as_path();
+        match &node.kind {
+            NodeKind::Directory { mode } => CacheOutput::directory(path).with_mode(*mode),
+            NodeKind::Symlink { target } => CacheOutput::symlink(path, OsStr::from_bytes(target)),
+            NodeKind::File { digest, size_bytes, mode, modified } => {
+                let blob = StoredBlob {
+                    cache: Arc::clone(&self.inner),
+                    digest: *digest,
+                    mode: blob_mode(*mode),
+                    size_bytes: *size_bytes,
+                };
+                let mut output = CacheOutput::new(path, OutputContent::Stored(blob)).with_mode(*mode);
+                output.modified = *modified;
+                output
+            }
+        }
     }
 }
 

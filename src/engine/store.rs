@@ -18,7 +18,7 @@ use crate::error::{Context, Error, Result};
 use crate::key::TaskDigest;
 use crate::manifest::{
     BlobRef, LOG_INLINE_BYTES_MAX, LogStream, Logs, Manifest, Node, NodeKind, Origin, OutputPath, PRIVATE_BLOB_MODE,
-    Root, RootKind, blob_mode,
+    blob_mode,
 };
 use crate::parallel;
 use std::os::unix::ffi::OsStrExt;
@@ -76,57 +76,27 @@ impl Cache {
             nodes.lock().unwrap_or_else(PoisonError::into_inner).push(node);
             Ok(())
         })?;
-        let mut manifest = Manifest {
-            exit_code: entry.exit_code,
-            duration_ms: entry.duration_ms,
-            roots: entry.roots.clone(),
-            nodes: nodes.into_inner().unwrap_or_else(PoisonError::into_inner),
-            logs: Logs {
-                stdout: ingest.log(&entry.stdout)?,
-                stderr: ingest.log(&entry.stderr)?,
-                order: encode_order(&entry.log_order, entry.stdout.len() as u64, entry.stderr.len() as u64),
-            },
-            key_parts: entry.key_parts.as_deref().map(|parts| ingest.private(parts)).transpose()?,
-            origin: Origin {
-                stored_at: disk::now(),
-                incarnation: self.inner.identity.incarnation(),
-                epoch: u64::from(self.inner.identity.epoch_after_writes()),
-            },
+        let nodes = nodes.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let mut manifest = Manifest::assemble(entry.roots.clone(), nodes)?;
+        manifest.exit_code = entry.exit_code;
+        manifest.duration_ms = entry.duration_ms;
+        manifest.logs = Logs {
+            stdout: ingest.log(&entry.stdout)?,
+            stderr: ingest.log(&entry.stderr)?,
+            order: encode_order(&entry.log_order, entry.stdout.len() as u64, entry.stderr.len() as u64),
         };
-        add_roots(&mut manifest);
-        manifest.normalize().map_err(|error| Error::InvalidOutput {
-            path: error.path.map_or_else(|| ".".into(), |path| path.as_path().to_path_buf()),
-            reason: error.reason,
-        })?;
+        manifest.key_parts = entry.key_parts.as_deref().map(|parts| ingest.private(parts)).transpose()?;
+        manifest.origin = Origin {
+            stored_at: disk::now(),
+            incarnation: self.inner.identity.incarnation(),
+            epoch: u64::from(self.inner.identity.epoch_after_writes()),
+        };
         let stored = ingest.counts.stored(&manifest);
         batch.publish(&|| !cancel.is_cancelled())?;
         cancel.check()?;
         self.publish_manifest(task, &manifest)?;
         self.inner.has_unsynced.store(true, Ordering::Relaxed);
         Ok(stored)
-    }
-}
-
-/// Outputs that no root covers become roots of their own.
-fn add_roots(manifest: &mut Manifest) {
-    let globs = manifest.compiled_globs().unwrap_or_default();
-    let mut roots = manifest.roots.clone();
-    roots.sort();
-    let has = |path: &OutputPath, kind| {
-        roots.binary_search_by(|root| root.path.cmp(path).then(root.kind.cmp(&kind))).is_ok()
-    };
-    for node in &manifest.nodes {
-        let is_covered = has(&node.path, RootKind::File)
-            || has(&node.path, RootKind::Directory)
-            || node.path.ancestors().any(|ancestor| has(&ancestor, RootKind::Directory))
-            || globs.iter().flatten().any(|glob| crate::manifest::covers(glob, &node.path));
-        if !is_covered {
-            let kind = match node.kind {
-                NodeKind::Directory { .. } => RootKind::Directory,
-                NodeKind::File { .. } | NodeKind::Symlink { .. } => RootKind::File,
-            };
-            manifest.roots.push(Root { path: node.path.clone(), kind });
-        }
     }
 }
 

@@ -50,6 +50,17 @@ pub struct Root {
     pub kind: RootKind,
 }
 
+impl Root {
+    /// The root that a node is for itself.
+    fn of(node: &Node) -> Root {
+        let kind = match node.kind {
+            NodeKind::Directory { .. } => RootKind::Directory,
+            NodeKind::File { .. } | NodeKind::Symlink { .. } => RootKind::File,
+        };
+        Root { path: node.path.clone(), kind }
+    }
+}
+
 /// What a [`Root`] names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
@@ -164,6 +175,23 @@ impl Default for Origin {
     }
 }
 
+impl Manifest {
+    /// A manifest of these parts, in canonical form.
+    pub(crate) fn assemble(roots: Vec<Root>, nodes: Vec<Node>) -> Result<Manifest, TreeError> {
+        let mut manifest = Manifest {
+            exit_code: 0,
+            duration_ms: 0,
+            roots,
+            nodes,
+            logs: Logs::default(),
+            key_parts: None,
+            origin: Origin::default(),
+        };
+        manifest.normalize()?;
+        Ok(manifest)
+    }
+}
+
 /// Why outputs cannot be one manifest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct TreeError {
@@ -172,9 +200,15 @@ pub(crate) struct TreeError {
 }
 
 impl Manifest {
-    /// Brings roots and nodes into the one canonical form: sorted, roots inside directory roots
-    /// dropped, directories that are missing on the way to a node added with mode 0755.
+    /// Brings roots and nodes into the one canonical form: sorted, nodes that no root covers made
+    /// roots of their own, roots inside directory roots dropped, directories that are missing on
+    /// the way to a node added with mode 0755.
     pub(crate) fn normalize(&mut self) -> Result<(), TreeError> {
+        self.roots.sort();
+        let globs = self.compiled_globs()?;
+        let uncovered = self.nodes.iter().filter(|node| !self.is_covered(&node.path, &globs));
+        let own_roots: Vec<Root> = uncovered.map(Root::of).collect();
+        self.roots.extend(own_roots);
         self.roots.sort();
         self.roots.dedup();
         let directories: Vec<OutputPath> =
@@ -238,11 +272,7 @@ impl Manifest {
                 }
             }
             above.push(node);
-            let is_covered = self.has_root(&node.path, RootKind::File)
-                || self.has_root(&node.path, RootKind::Directory)
-                || node.path.ancestors().any(|ancestor| self.has_root(&ancestor, RootKind::Directory))
-                || globs.iter().flatten().any(|glob| covers(glob, &node.path));
-            if !is_covered {
+            if !self.is_covered(&node.path, &globs) {
                 return Err(error(node, "an output is covered by no root"));
             }
             if let NodeKind::Symlink { target } = &node.kind {
@@ -274,6 +304,14 @@ impl Manifest {
         Ok(())
     }
 
+    fn is_covered(&self, path: &OutputPath, globs: &[Option<GlobMatcher>]) -> bool {
+        self.has_root(path, RootKind::File)
+            || self.has_root(path, RootKind::Directory)
+            || path.ancestors().any(|ancestor| self.has_root(&ancestor, RootKind::Directory))
+            || globs.iter().flatten().any(|glob| covers(glob, path))
+    }
+
+    /// Whether there is such a root; roots must be sorted.
     fn has_root(&self, path: &OutputPath, kind: RootKind) -> bool {
         self.roots.binary_search_by(|root| root.path.cmp(path).then(root.kind.cmp(&kind))).is_ok()
     }
@@ -456,7 +494,15 @@ pub(crate) mod tests {
         refuse(vec![file("out.txt", b"again")]);
         refuse(vec![file("target/debug/app/below-a-file", b"x")]);
         refuse(vec![file("target/link/below-a-symlink", b"x")]);
-        refuse(vec![file("elsewhere", b"x")]);
+    }
+
+    #[test]
+    fn what_no_root_covers_becomes_a_root() {
+        let mut manifest = sample();
+        manifest.nodes.push(file("elsewhere/x", b"x"));
+        assert!(manifest.check().is_err());
+        manifest.normalize().expect("valid now");
+        assert!(manifest.roots.contains(&Root { path: path("elsewhere/x"), kind: RootKind::File }));
     }
 
     #[test]

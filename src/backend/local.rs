@@ -1,0 +1,154 @@
+//! `LocalBackend`: the engine behind the trait.
+//!
+//! Each operation that reads or writes files runs whole on one of the runtime's blocking threads; a
+//! lookup takes microseconds and runs in place. A future that is dropped sets the operation's
+//! cancel flag; the operation ends at its next file, its leases end with it.
+
+use super::{BackendResult, CacheBackend, CacheLookupResult, CachePolicy, ExactLogs, IRTask, lossy};
+use crate::cancel::Cancel;
+use crate::engine::{Cache, CacheEntry, CacheOutput, TaskLogs};
+use crate::error::{Error, Result};
+use crate::key::TaskDigest;
+use crate::options::{CacheOptions, RestoreOptions};
+use async_trait::async_trait;
+use std::path::Path;
+
+/// A store on this machine. Cheap to clone.
+///
+/// # Examples
+/// ```
+/// use larder::{CacheBackend, CacheEntry, CacheOptions, CacheOutput, CachePolicy, IRTask, LocalBackend};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let folder = tempfile::tempdir()?;
+/// let backend = LocalBackend::open(&folder.path().join("store"), CacheOptions::default())?;
+/// let (task, workspace) = (IRTask::new("hello"), folder.path().join("workspace"));
+/// let mut entry = CacheEntry::new(0, 15).with_stdout("done\n");
+/// entry.outputs.push(CacheOutput::bytes("hello.txt", "hello"));
+/// backend.store(&task, "digest", &entry, CachePolicy::Normal).await?;
+///
+/// let outputs = backend.restore_outputs(&task, "digest", &workspace).await?;
+/// assert_eq!(outputs.len(), 1);
+/// assert_eq!(std::fs::read(workspace.join("hello.txt"))?, b"hello");
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug, Clone)]
+pub struct LocalBackend {
+    cache: Cache,
+    restore_options: RestoreOptions,
+}
+
+impl LocalBackend {
+    /// Opens the store at `path`. Blocking, for less than a millisecond.
+    ///
+    /// # Errors
+    /// As for [`Cache::open`].
+    pub fn open(path: &Path, options: CacheOptions) -> BackendResult<LocalBackend> {
+        Ok(LocalBackend::new(Cache::open(path, options)?))
+    }
+
+    /// Puts the facade before an open store.
+    pub fn new(cache: Cache) -> LocalBackend {
+        LocalBackend { cache, restore_options: RestoreOptions::default() }
+    }
+
+    /// Replaces how restores go about it.
+    #[must_use]
+    pub fn with_restore_options(mut self, restore_options: RestoreOptions) -> LocalBackend {
+        self.restore_options = restore_options;
+        self
+    }
+
+    /// The engine.
+    pub fn cache(&self) -> &Cache {
+        &self.cache
+    }
+
+    /// Runs an operation on a blocking thread. If the future is dropped, the operation is cancelled.
+    async fn run<T: Send + 'static>(
+        &self,
+        what: &'static str,
+        operation: impl FnOnce(&Cache, &Cancel) -> Result<T> + Send + 'static,
+    ) -> BackendResult<T> {
+        let runtime = tokio::runtime::Handle::try_current().map_err(|_| Error::NoRuntime)?;
+        let guard = CancelOnDrop(Cancel::new());
+        let (cache, cancel) = (self.cache.clone(), guard.0.clone());
+        let done = runtime.spawn_blocking(move || operation(&cache, &cancel)).await;
+        done.map_err(|error| if error.is_cancelled() { Error::Cancelled } else { Error::Internal { what } })?
+    }
+}
+
+struct CancelOnDrop(Cancel);
+
+impl Drop for CancelOnDrop {
+    fn drop(&mut self) {
+        self.0.cancel();
+    }
+}
+
+#[async_trait]
+impl CacheBackend for LocalBackend {
+    async fn check(&self, _: &IRTask, digest: &str, policy: CachePolicy) -> BackendResult<CacheLookupResult> {
+        let key = TaskDigest::derive("", digest)?;
+        if !policy.allows_read() {
+            return Ok(CacheLookupResult::miss(digest));
+        }
+        Ok(CacheLookupResult::of(digest, self.cache.lookup(&key)?))
+    }
+
+    async fn store(
+        &self,
+        _: &IRTask,
+        digest: &str,
+        entry: &CacheEntry,
+        policy: CachePolicy,
+    ) -> BackendResult<()> {
+        let key = TaskDigest::derive("", digest)?;
+        if !policy.allows_write() {
+            return Ok(());
+        }
+        let entry = entry.clone();
+        self.run("storing", move |cache, cancel| cache.store(&key, &entry, cancel)).await?;
+        // Nobody waits for this, and nobody needs its result.
+        let cache = self.cache.clone();
+        drop(tokio::runtime::Handle::current().spawn_blocking(move || cache.maintain()));
+        Ok(())
+    }
+
+    async fn restore_outputs(
+        &self,
+        _: &IRTask,
+        digest: &str,
+        workspace: &Path,
+    ) -> BackendResult<Vec<CacheOutput>> {
+        let key = TaskDigest::derive("", digest)?;
+        let (workspace, options) = (workspace.to_path_buf(), self.restore_options);
+        self.run("restoring", move |cache, cancel| {
+            let restored = cache.restore(&key, &workspace, options, cancel)?.ok_or(Error::Miss)?;
+            Ok(cache.outputs(&restored.manifest))
+        })
+        .await
+    }
+
+    async fn get_logs(&self, task: &IRTask, digest: &str) -> BackendResult<(Option<String>, Option<String>)> {
+        Ok(lossy(self.get_exact_logs(task, digest).await?))
+    }
+
+    fn name(&self) -> &'static str {
+        "local"
+    }
+
+    async fn health_check(&self) -> BackendResult<()> {
+        self.run("looking after the store", |cache, _| cache.check_usable()).await
+    }
+}
+
+#[async_trait]
+impl ExactLogs for LocalBackend {
+    async fn get_exact_logs(&self, _: &IRTask, digest: &str) -> BackendResult<Option<TaskLogs>> {
+        let key = TaskDigest::derive("", digest)?;
+        self.run("reading logs", move |cache, _| cache.logs(&key)).await
+    }
+}
