@@ -2,9 +2,10 @@
 
 use crate::error::{Error, Result};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-/// A flag that stops an operation soon. Clones share it; once set it stays set.
+/// A flag that stops an operation soon. Clones share it; once set it stays set. Since an operation
+/// looks at it before each file, it also knows how far the operation is.
 ///
 /// # Examples
 /// ```
@@ -14,7 +15,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 /// assert!(cancel.is_cancelled());
 /// ```
 #[derive(Debug, Clone, Default)]
-pub struct Cancel(Arc<AtomicBool>);
+pub struct Cancel(Arc<Shared>);
+
+#[derive(Debug, Default)]
+struct Shared {
+    is_cancelled: AtomicBool,
+    steps: AtomicU64,
+}
 
 impl Cancel {
     /// A flag that is not set.
@@ -25,15 +32,21 @@ impl Cancel {
     /// Sets the flag. What was begun ends with [`Error::Cancelled`] at the next file; store and
     /// workspace stay consistent.
     pub fn cancel(&self) {
-        self.0.store(true, Ordering::Relaxed);
+        self.0.is_cancelled.store(true, Ordering::Relaxed);
     }
 
     /// Whether the flag is set.
     pub fn is_cancelled(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
+        self.0.is_cancelled.load(Ordering::Relaxed)
+    }
+
+    /// How many files have been begun, for a progress bar.
+    pub fn steps(&self) -> u64 {
+        self.0.steps.load(Ordering::Relaxed)
     }
 
     pub(crate) fn check(&self) -> Result<()> {
+        self.0.steps.fetch_add(1, Ordering::Relaxed);
         if self.is_cancelled() { Err(Error::Cancelled) } else { Ok(()) }
     }
 }

@@ -9,6 +9,7 @@
 //!   lock                  flock: shared while publishing, exclusive to repair or remove
 //!   in-use                flock: shared while the store is open, exclusive to remove
 //!   index.redb            task digest -> stamp of its manifest; can be lost
+//!   settings.toml         written by people: options of the store as a whole
 //!   stamps                64-byte slots: blob -> stamp, epoch; can be lost
 //!   blobs/ab/cdef..       contents, mode 0444
 //!   blobs/ab/cdef...555   the same contents with mode 0555 (or 0500, 0400, ...)
@@ -32,6 +33,7 @@ pub(crate) const LOCK: &str = "lock";
 pub(crate) const IN_USE: &str = "in-use";
 pub(crate) const INDEX: &str = "index.redb";
 pub(crate) const STAMPS: &str = "stamps";
+pub(crate) const SETTINGS: &str = "settings.toml";
 pub(crate) const BLOBS: &str = "blobs";
 pub(crate) const MANIFESTS: &str = "manifests";
 pub(crate) const STAGING: &str = "staging";
@@ -47,7 +49,8 @@ pub(crate) const RESTORE_PREFIX: &str = ".larder-restore-";
 /// Whether a name in the root of a store is one that we write. Replaced files have a random suffix
 /// while they are made.
 pub(crate) fn is_ours(name: &str) -> bool {
-    const FILES: [&str; 8] = [FORMAT, CACHEDIR_TAG, IDENTITY, IDENTITY_LOCK, LOCK, IN_USE, INDEX, STAMPS];
+    const FILES: [&str; 9] =
+        [FORMAT, CACHEDIR_TAG, IDENTITY, IDENTITY_LOCK, LOCK, IN_USE, INDEX, STAMPS, SETTINGS];
     let is_file = |file: &&str| name.strip_prefix(*file).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'));
     FILES.iter().any(|file| is_file(file)) || FOLDERS.contains(&name) || name == "lost+found"
 }

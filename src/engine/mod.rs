@@ -17,6 +17,7 @@
 //! close-on-exec descriptors; the kernel releases them however their holder ends.
 
 mod capture;
+mod clean;
 mod destroy;
 mod entries;
 mod health;
@@ -28,6 +29,7 @@ mod scrub;
 mod stats;
 mod store;
 
+pub use clean::remove_outputs;
 pub use destroy::destroy;
 pub use entries::Hit;
 pub use health::{Health, LinkSupport};

@@ -1,0 +1,187 @@
+//! The command line as data.
+
+use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+use larder::{Durability, LinkMode, MtimeMode, VerifyLevel};
+use std::path::PathBuf;
+
+/// Caches the outputs of any command and brings them back as links.
+#[derive(Debug, Parser)]
+#[command(name = "larder", version, about, max_term_width = 100)]
+pub(super) struct Args {
+    #[command(flatten)]
+    pub(super) global: Global,
+    #[command(subcommand)]
+    pub(super) command: Command,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(super) struct Global {
+    /// The store [default: $XDG_CACHE_HOME/larder or ~/.cache/larder].
+    #[arg(long, global = true, value_name = "DIR", env = "LARDER_DIR")]
+    pub(super) store: Option<PathBuf>,
+    /// What a power cut may cost: relaxed (the last minutes' entries) or durable (nothing).
+    #[arg(long, global = true, value_name = "LEVEL", env = "LARDER_DURABILITY")]
+    pub(super) durability: Option<Durability>,
+    /// Print results as JSON.
+    #[arg(long, global = true)]
+    pub(super) json: bool,
+    /// Say more.
+    #[arg(short, long, global = true)]
+    pub(super) verbose: bool,
+    /// Say nothing but results and errors.
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    pub(super) quiet: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Run a command, or bring back what it left the last time.
+    Run(Run),
+    /// Say whether there is an entry for a key.
+    Check(Key),
+    /// Store files as the entry for a key.
+    Store(Store),
+    /// Bring the outputs of an entry back.
+    Restore(Restore),
+    /// Replay what a task wrote to stdout and stderr.
+    Logs(Key),
+    /// Show an entry: its result, outputs, and what its key was made of.
+    Show(Key),
+    /// Remove an entry.
+    Rm(Key),
+    /// Say what is in the store, in bytes on disk.
+    Stats,
+    /// Rehash every blob, check every entry and the index.
+    Verify(Verify),
+    /// Try what this store, and this workspace's filesystem, can do.
+    Health(Health),
+    /// Remove the whole store.
+    Destroy,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(super) struct Key {
+    /// The entry's key: 1 to 1,024 bytes.
+    pub(super) key: String,
+}
+
+/// How outputs are brought back.
+#[derive(Debug, ClapArgs)]
+pub(super) struct Links {
+    /// How files are made: auto, reflink, hardlink or copy [default: auto].
+    #[arg(long, value_name = "MODE", env = "LARDER_LINK_MODE")]
+    pub(super) link_mode: Option<LinkMode>,
+    /// Which modification times files get: recorded, linked or now [default: recorded].
+    #[arg(long, value_name = "MODE", env = "LARDER_MTIME")]
+    pub(super) mtime: Option<MtimeMode>,
+    /// What is believed of a stored file: its stamp, or only its content [default: stamp].
+    #[arg(long, value_name = "LEVEL", env = "LARDER_VERIFY")]
+    pub(super) verify: Option<VerifyLevel>,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(super) struct Run {
+    /// An input: path or pattern, relative to the workspace. Without any: every file that git would
+    /// see in the workspace.
+    #[arg(short, long = "input", value_name = "PATH|GLOB")]
+    pub(super) inputs: Vec<String>,
+    /// An output: path or pattern, relative to the workspace.
+    #[arg(short, long = "output", value_name = "PATH|GLOB")]
+    pub(super) outputs: Vec<String>,
+    /// A variable that the command depends on.
+    #[arg(short, long = "env", value_name = "NAME")]
+    pub(super) variables: Vec<String>,
+    /// A command whose output is part of the key, such as 'rustc -vV'.
+    #[arg(long = "tool", value_name = "CMD")]
+    pub(super) tools: Vec<String>,
+    /// The workspace [default: the current directory].
+    #[arg(long, value_name = "DIR")]
+    pub(super) workspace: Option<PathBuf>,
+    /// What may be done with the cache: normal, readonly, writeonly or disabled [default: normal].
+    #[arg(long, value_name = "POLICY", env = "LARDER_POLICY")]
+    pub(super) policy: Option<Policy>,
+    #[command(flatten)]
+    pub(super) links: Links,
+    /// Remove the declared outputs before the command runs.
+    #[arg(long)]
+    pub(super) clean: bool,
+    /// Also store results whose exit code is not 0.
+    #[arg(long)]
+    pub(super) cache_failures: bool,
+    /// Where the command's stdin comes from; with `inherit` nothing is cached.
+    #[arg(long, value_name = "SOURCE", default_value = "null")]
+    pub(super) stdin: Stdin,
+    /// The command and its arguments.
+    #[arg(last = true, required = true, value_name = "CMD")]
+    pub(super) command: Vec<std::ffi::OsString>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum Stdin {
+    /// From /dev/null.
+    Null,
+    /// From larder's own.
+    Inherit,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum Policy {
+    /// Read, and write on a miss.
+    Normal,
+    /// Never write.
+    Readonly,
+    /// Always run the command, and write.
+    Writeonly,
+    /// Run the command as if there were no larder.
+    Disabled,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(super) struct Store {
+    /// The entry's key: 1 to 1,024 bytes.
+    pub(super) key: String,
+    /// The directory that the outputs are relative to.
+    #[arg(long, value_name = "DIR", default_value = ".")]
+    pub(super) workspace: PathBuf,
+    /// An output: path or pattern.
+    #[arg(short, long = "output", value_name = "PATH|GLOB")]
+    pub(super) outputs: Vec<String>,
+    /// A file with what the task wrote to stdout.
+    #[arg(long, value_name = "FILE")]
+    pub(super) stdout: Option<PathBuf>,
+    /// A file with what the task wrote to stderr.
+    #[arg(long, value_name = "FILE")]
+    pub(super) stderr: Option<PathBuf>,
+    /// The task's exit code.
+    #[arg(long, value_name = "N", default_value_t = 0, allow_negative_numbers = true)]
+    pub(super) exit_code: i32,
+    /// How long the task ran, in milliseconds.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(super) duration_ms: u64,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(super) struct Restore {
+    /// The entry's key: 1 to 1,024 bytes.
+    pub(super) key: String,
+    /// The directory that the outputs go to; made if it is absent.
+    #[arg(long, value_name = "DIR", default_value = ".")]
+    pub(super) workspace: PathBuf,
+    #[command(flatten)]
+    pub(super) links: Links,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(super) struct Verify {
+    /// Quarantine what is damaged, drop what cannot be restored, remove what nobody needs, and
+    /// write the index anew.
+    #[arg(long)]
+    pub(super) repair: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(super) struct Health {
+    /// A workspace to try links into.
+    #[arg(long, value_name = "DIR", default_value = ".")]
+    pub(super) workspace: PathBuf,
+}

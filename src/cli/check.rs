@@ -1,0 +1,21 @@
+//! `larder check KEY`
+
+use super::args::{Global, Key};
+use super::print::{Printer, duration};
+use super::{Failure, Status, open_cache, parse_key};
+use serde_json::json;
+use std::time::Duration;
+
+pub(super) fn main(global: &Global, args: &Key, printer: &Printer) -> Result<Status, Failure> {
+    let key = parse_key(&args.key)?;
+    let (cache, _) = open_cache(global, None)?;
+    let Some(hit) = cache.lookup(&key)? else {
+        printer.result(|| "miss".to_owned(), || json!({ "hit": false }));
+        return Ok(Status::Miss);
+    };
+    printer.result(
+        || format!("hit · exit code {} · ran {}", hit.exit_code, duration(Duration::from_millis(hit.duration_ms))),
+        || json!({ "hit": true, "exit_code": hit.exit_code, "duration_ms": hit.duration_ms }),
+    );
+    Ok(Status::Done)
+}

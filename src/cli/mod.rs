@@ -1,0 +1,125 @@
+//! The command line: words, numbers and exit statuses. The only place that prints.
+//!
+//! One file for each subcommand: it calls the library, prints, and returns an exit status. Results
+//! go to stdout, words to stderr; `--json` makes each result one JSON object.
+
+mod args;
+mod check;
+mod destroy;
+mod health;
+mod logs;
+mod print;
+mod progress;
+mod restore;
+mod rm;
+mod run;
+mod settings;
+mod show;
+mod stats;
+mod store;
+mod verify;
+
+use args::{Args, Command};
+use clap::Parser;
+use larder::{Cache, Error, ErrorKind, TaskDigest};
+use print::Printer;
+use settings::Settings;
+use std::path::Path;
+use std::process::ExitCode;
+
+/// Exit statuses of every subcommand but `run`, whose status is its command's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+enum Status {
+    /// Done, or a hit.
+    Done = 0,
+    /// A miss.
+    Miss = 1,
+    /// The call is wrong: options, a key, an output, a workspace.
+    Usage = 2,
+    /// Damage was found.
+    Damage = 3,
+    /// The store cannot be used.
+    Store = 4,
+}
+
+impl From<Status> for ExitCode {
+    fn from(status: Status) -> ExitCode {
+        ExitCode::from(status as u8)
+    }
+}
+
+/// Parses the command line and does what it says.
+pub(crate) fn main() -> ExitCode {
+    let args = Args::parse();
+    let printer = Printer::new(args.global.json, args.global.quiet, args.global.verbose);
+    if let Command::Run(run) = &args.command {
+        return run::main(&args.global, run, &printer);
+    }
+    match dispatch(&args, &printer) {
+        Ok(status) => status.into(),
+        Err(failure) => {
+            printer.error(&failure);
+            failure.status().into()
+        }
+    }
+}
+
+fn dispatch(args: &Args, printer: &Printer) -> Result<Status, Failure> {
+    let global = &args.global;
+    match &args.command {
+        Command::Run(_) => unreachable!("`main` takes it"),
+        Command::Check(args) => check::main(global, args, printer),
+        Command::Store(args) => store::main(global, args, printer),
+        Command::Restore(args) => restore::main(global, args, printer),
+        Command::Logs(args) => logs::main(global, args, printer),
+        Command::Show(args) => show::main(global, args, printer),
+        Command::Rm(args) => rm::main(global, args, printer),
+        Command::Stats => stats::main(global, printer),
+        Command::Verify(args) => verify::main(global, args, printer),
+        Command::Health(args) => health::main(global, args, printer),
+        Command::Destroy => destroy::main(global, printer),
+    }
+}
+
+/// Why a subcommand ended.
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    #[error(transparent)]
+    Larder(#[from] Error),
+    /// The call is wrong in a way that the library does not see.
+    #[error("{0}")]
+    Usage(String),
+}
+
+impl Failure {
+    fn status(&self) -> Status {
+        match self {
+            Failure::Usage(_) => Status::Usage,
+            Failure::Larder(error) => match error.kind() {
+                ErrorKind::Caller | ErrorKind::Workspace => Status::Usage,
+                ErrorKind::Damaged => Status::Damage,
+                ErrorKind::Miss => Status::Miss,
+                _ => Status::Store,
+            },
+        }
+    }
+}
+
+/// Opens the store that flags, environment and the workspace's `larder.toml` name.
+fn open_cache(global: &args::Global, workspace: Option<&Path>) -> Result<(Cache, Settings), Failure> {
+    let settings = Settings::load(global, workspace)?;
+    let cache = Cache::open(&settings.store, settings.cache_options())?;
+    Ok((cache, settings))
+}
+
+fn parse_key(key: &str) -> Result<TaskDigest, Failure> {
+    Ok(TaskDigest::derive("", key)?)
+}
+
+/// What is left to do when the result is out: a barrier now and then.
+fn maintain(cache: &Cache, printer: &Printer) {
+    if let Err(error) = cache.maintain() {
+        printer.warn(&format!("the store could not be made durable: {}", print::chain(&error)));
+    }
+}

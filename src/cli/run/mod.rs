@@ -1,0 +1,390 @@
+//! `larder run`: the main job.
+//!
+//! Look the command up by everything it depends on; bring its outputs back, or run it and store
+//! them. Whatever is wrong with the cache, the command runs: one warning, and its own exit status.
+
+mod exec;
+mod inputs;
+pub(in crate::cli) mod parts;
+
+use super::args::{Global, Policy, Run, Stdin};
+use super::print::{Printer, bytes, chain, count, duration};
+use super::restore::{explain, object, words};
+use super::settings::Settings;
+use super::{Failure, Status, progress};
+use exec::Finished;
+use inputs::{Declared, Inputs, hash_file, is_pattern};
+use larder::{Cache, CacheEntry, Cancel, Error, Hit, OutputDeclaration, OutputPath, TaskDigest, TaskLogs};
+use parts::{Kind, Parts};
+use serde_json::json;
+use std::ffi::OsStr;
+use std::fs;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+use std::time::{Duration, Instant};
+
+/// The shell's statuses for commands that cannot be run.
+const NOT_FOUND: u8 = 127;
+const NOT_EXECUTABLE: u8 = 126;
+
+pub(super) fn main(global: &Global, args: &Run, printer: &Printer) -> ExitCode {
+    match Plan::make(global, args) {
+        Ok(plan) => plan.run(args, printer),
+        Err(failure) => {
+            printer.error(&failure);
+            Status::Usage.into()
+        }
+    }
+}
+
+/// A run whose options make sense.
+struct Plan {
+    directory: PathBuf,
+    workspace: PathBuf,
+    settings: Settings,
+    policy: Policy,
+    restore_options: larder::RestoreOptions,
+    inputs: Vec<String>,
+    outputs: Vec<String>,
+}
+
+impl Plan {
+    fn make(global: &Global, args: &Run) -> Result<Plan, Failure> {
+        let find = |path: &Path| {
+            fs::canonicalize(path).map_err(|error| Failure::Usage(format!("cannot find {}: {error}", path.display())))
+        };
+        let directory = find(Path::new("."))?;
+        let workspace = args.workspace.as_deref().map_or(Ok(directory.clone()), find)?;
+        if !directory.starts_with(&workspace) {
+            return Err(Failure::Usage("the current directory is not within the workspace".into()));
+        }
+        let settings = Settings::load(global, Some(&workspace))?;
+        let tidy = |paths: &[String]| paths.iter().map(|path| tidy(path, &workspace)).collect::<Result<Vec<_>, _>>();
+        let (inputs, outputs) = (tidy(&args.inputs)?, tidy(&args.outputs)?);
+        let plan = Plan {
+            policy: settings.policy(args.policy)?,
+            restore_options: settings.restore_options(&args.links)?,
+            directory,
+            workspace,
+            settings,
+            inputs,
+            outputs,
+        };
+        plan.check_outputs()?;
+        Ok(plan)
+    }
+
+    /// An output must not be, or hold, what the run needs.
+    fn check_outputs(&self) -> Result<(), Failure> {
+        let store = std::path::absolute(&self.settings.store).unwrap_or_else(|_| self.settings.store.clone());
+        let store = fs::canonicalize(&store).unwrap_or(store);
+        let git = self.workspace.join(".git");
+        for output in &self.outputs {
+            let refuse = |what: &str| Err(Failure::Usage(format!("the output {output} {what}")));
+            if is_pattern(output) {
+                if output.trim_start_matches(['*', '/']).is_empty() {
+                    return refuse("is the whole workspace");
+                }
+                if self.inputs.contains(output) {
+                    return refuse("is also an input");
+                }
+                continue;
+            }
+            let path = inputs::parse(output)?;
+            let place = self.workspace.join(path.as_path());
+            if store.starts_with(&place) {
+                return refuse("is, or holds, the store");
+            }
+            if git.starts_with(&place) || place.starts_with(&git) {
+                return refuse("is, holds, or lies in .git");
+            }
+            for input in &self.inputs {
+                let literal: PathBuf = input.split('/').take_while(|name| !is_pattern(name)).collect();
+                if literal.as_os_str() == path.as_path() || literal.starts_with(path.as_path()) {
+                    return refuse(&format!("is, or holds, the input {input}"));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn run(&self, args: &Run, printer: &Printer) -> ExitCode {
+        if args.stdin == Stdin::Inherit {
+            printer.detail(|| "stdin is inherited, so nothing is cached".to_owned());
+            return self.run_uncached(args, Stdio::inherit(), printer);
+        }
+        if self.policy == Policy::Disabled {
+            return self.run_uncached(args, Stdio::null(), printer);
+        }
+        match self.prepare(args) {
+            Ok(keyed) => self.run_cached(args, &keyed, printer),
+            Err(Trouble::Caller(failure)) => {
+                printer.error(&failure);
+                Status::Usage.into()
+            }
+            Err(Trouble::Cache(text)) => {
+                printer.warn(&format!("running without the cache: {text}"));
+                self.run_uncached(args, Stdio::null(), printer)
+            }
+            Err(Trouble::Command(text, status)) => {
+                printer.warn(&text);
+                ExitCode::from(status)
+            }
+        }
+    }
+
+    /// Opens the store and computes the key.
+    fn prepare(&self, args: &Run) -> Result<Keyed, Trouble> {
+        let cache = Cache::open(&self.settings.store, self.settings.cache_options())
+            .map_err(|error| Trouble::Cache(chain(&error)))?;
+        let mut parts = Parts::default();
+        for argument in &args.command {
+            parts.add(Kind::Argument, "", argument.as_bytes());
+        }
+        let program = find_program(&args.command[0], &self.directory)?;
+        let hashed = hash_file(&program, &mut vec![0; 128 * 1024]);
+        let (digest, _) = hashed.map_err(|error| Trouble::Cache(format!("cannot read {}: {error}", program.display())))?;
+        parts.add(Kind::Executable, "", digest.as_bytes());
+        let directory = self.directory.strip_prefix(&self.workspace).unwrap_or(Path::new(""));
+        parts.add(Kind::WorkingDirectory, "", directory.as_os_str().as_bytes());
+        parts.add(Kind::Platform, "", format!("{}-{}", std::env::consts::OS, std::env::consts::ARCH));
+        let mut variables = args.variables.clone();
+        variables.sort();
+        variables.dedup();
+        for name in variables {
+            // Absent and empty are different.
+            let value = std::env::var_os(&name).map(|value| [b"=", value.as_bytes()].concat());
+            parts.add(Kind::Variable, name, value.unwrap_or_default());
+        }
+        for tool in &args.tools {
+            parts.add(Kind::Tool, tool, self.ask_tool(tool)?.as_bytes());
+        }
+        let mut outputs = self.outputs.clone();
+        outputs.sort();
+        outputs.dedup();
+        for output in &outputs {
+            parts.add(Kind::Output, "", output);
+        }
+        let inputs = Inputs::read(&self.declared()).map_err(Trouble::Caller)?;
+        inputs.add_to(&mut parts);
+        let key = parts.key();
+        let task = TaskDigest::derive("", &key).map_err(|error| Trouble::Cache(chain(&error)))?;
+        Ok(Keyed { description: parts.describe(&cache.secret_key()), cache, inputs, key, task })
+    }
+
+    fn declared(&self) -> Declared<'_> {
+        Declared {
+            workspace: &self.workspace,
+            inputs: &self.inputs,
+            outputs: &self.outputs,
+            store: &self.settings.store,
+        }
+    }
+
+    /// What a tool says of itself: a rustup shim never changes, the toolchain behind it does.
+    fn ask_tool(&self, tool: &str) -> Result<larder::Digest, Trouble> {
+        let said = Command::new("sh").arg("-c").arg(tool).current_dir(&self.directory).stdin(Stdio::null()).output();
+        let said = said.map_err(|error| Trouble::Cache(format!("cannot ask the tool '{tool}': {error}")))?;
+        if !said.status.success() {
+            return Err(Trouble::Cache(format!("the tool '{tool}' failed with {}", said.status)));
+        }
+        let length = (said.stdout.len() as u64).to_le_bytes();
+        Ok(larder::Digest::of(&[&length[..], &said.stdout, &said.stderr].concat()))
+    }
+
+    fn run_cached(&self, args: &Run, keyed: &Keyed, printer: &Printer) -> ExitCode {
+        printer.detail(|| format!("key {} over {} inputs", keyed.key, count(keyed.inputs.len() as u64)));
+        if self.policy != Policy::Writeonly {
+            match self.try_hit(args, keyed, printer) {
+                Ok(Some(status)) => {
+                    super::maintain(&keyed.cache, printer);
+                    return ExitCode::from(status);
+                }
+                Ok(None) => {}
+                Err(error) => printer.warn(&format!("the entry cannot be restored: {}", chain(&error))),
+            }
+        }
+        if args.clean {
+            let declared: Vec<OutputDeclaration> = self.outputs.iter().map(OutputDeclaration::new).collect();
+            if let Err(error) = larder::remove_outputs(&self.workspace, &declared) {
+                printer.error(&error);
+                return Status::Usage.into();
+            }
+        }
+        let finished = match exec::run(&args.command, &self.directory, Stdio::null()) {
+            Ok(finished) => finished,
+            Err(error) => return cannot_run(&args.command[0], &error, printer),
+        };
+        if self.policy != Policy::Readonly {
+            match self.try_store(args, keyed, &finished) {
+                Ok(stored) => printer.report(
+                    || {
+                        format!(
+                            "stored {}… · {} files, {} ({} new) · ran {}",
+                            &keyed.key[..6],
+                            count(stored.files),
+                            bytes(stored.bytes),
+                            bytes(stored.new_bytes),
+                            duration(finished.took)
+                        )
+                    },
+                    || {
+                        json!({
+                            "result": "stored", "key": keyed.key, "files": stored.files, "bytes": stored.bytes,
+                            "new_bytes": stored.new_bytes, "ran_ms": millis(finished.took),
+                        })
+                    },
+                ),
+                Err(reason) => printer.report(
+                    || format!("not stored: {reason}"),
+                    || json!({ "result": "not stored", "key": keyed.key, "reason": reason }),
+                ),
+            }
+        }
+        super::maintain(&keyed.cache, printer);
+        ExitCode::from(exec::exit_like(finished.status))
+    }
+
+    /// Brings a stored result back. `None` if there is none that will do.
+    fn try_hit(&self, args: &Run, keyed: &Keyed, printer: &Printer) -> Result<Option<u8>, Error> {
+        let started = Instant::now();
+        let Some(hit) = keyed.cache.lookup(&keyed.task)? else { return Ok(None) };
+        // A failure that was stored answers only those who asked for failures.
+        if hit.exit_code != 0 && !args.cache_failures {
+            return Ok(None);
+        }
+        let cancel = Cancel::new();
+        // Logs first: if they are damaged the workspace has not been touched.
+        let Some(logs) = keyed.cache.logs(&keyed.task)? else { return Ok(None) };
+        let restored = progress::counting(printer, "restoring", &cancel, || {
+            keyed.cache.restore(&keyed.task, &self.workspace, self.restore_options, &cancel)
+        })?;
+        let Some(restored) = restored else { return Ok(None) };
+        let status = exec::replay_as(&logs, hit.exit_code);
+        report_hit(keyed, &hit, &restored, started.elapsed(), printer);
+        Ok(Some(status))
+    }
+
+    /// Stores what a command left, or says why not.
+    fn try_store(&self, args: &Run, keyed: &Keyed, finished: &Finished) -> Result<larder::Stored, String> {
+        let code = finished.status.code();
+        if let Some(objection) = finished.objection {
+            return Err(objection.to_owned());
+        }
+        let Some(code) = code.filter(|code| *code == 0 || args.cache_failures) else {
+            return Err(format!("the command failed with {}", finished.status));
+        };
+        let change = keyed.inputs.first_change(&self.declared()).map_err(|error| chain(&error))?;
+        if let Some(change) = change {
+            return Err(format!("the input {change} while the command ran"));
+        }
+        let declared: Vec<OutputDeclaration> = self.outputs.iter().map(OutputDeclaration::new).collect();
+        let entry = CacheEntry::capture(&self.workspace, &declared).map_err(|error| chain(&error))?;
+        let TaskLogs { stdout, stderr, order, .. } = &finished.logs;
+        let mut entry =
+            entry.with_stdout(stdout).with_stderr(stderr).with_result(code, millis(finished.took));
+        entry.log_order.clone_from(order);
+        entry.key_parts = Some(keyed.description.as_slice().into());
+        keyed.cache.store(&keyed.task, &entry, &Cancel::new()).map_err(|error| chain(&error))
+    }
+
+    /// Runs the command as if there were no larder.
+    fn run_uncached(&self, args: &Run, stdin: Stdio, printer: &Printer) -> ExitCode {
+        if args.clean {
+            let declared: Vec<OutputDeclaration> = self.outputs.iter().map(OutputDeclaration::new).collect();
+            if let Err(error) = larder::remove_outputs(&self.workspace, &declared) {
+                printer.error(&error);
+                return Status::Usage.into();
+            }
+        }
+        match exec::run_plainly(&args.command, &self.directory, stdin) {
+            Ok(status) => ExitCode::from(exec::exit_like(status)),
+            Err(error) => cannot_run(&args.command[0], &error, printer),
+        }
+    }
+}
+
+/// A run with its key.
+struct Keyed {
+    cache: Cache,
+    inputs: Inputs,
+    description: Vec<u8>,
+    key: String,
+    task: TaskDigest,
+}
+
+/// Why there is no key.
+enum Trouble {
+    /// The call is wrong: an input that is not there.
+    Caller(Failure),
+    /// The cache cannot be used; the command can.
+    Cache(String),
+    /// The command cannot be run at all.
+    Command(String, u8),
+}
+
+fn report_hit(keyed: &Keyed, hit: &Hit, restored: &larder::Restored, took: Duration, printer: &Printer) {
+    let saved = Duration::from_millis(hit.duration_ms).saturating_sub(took);
+    printer.report(
+        || format!("hit {}… · {} · {} saved", &keyed.key[..6], words(restored, took), duration(saved)),
+        || {
+            let mut report = object(restored, took);
+            report["result"] = json!("hit");
+            report["key"] = json!(keyed.key);
+            report["saved_ms"] = json!(millis(saved));
+            report
+        },
+    );
+    explain(restored, printer);
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn cannot_run(program: &OsStr, error: &io::Error, printer: &Printer) -> ExitCode {
+    printer.warn(&format!("cannot run {}: {error}", program.display()));
+    let is_missing = error.kind() == io::ErrorKind::NotFound;
+    ExitCode::from(if is_missing { NOT_FOUND } else { NOT_EXECUTABLE })
+}
+
+/// The file that the system would run: by `PATH`, unless the name has a slash.
+fn find_program(name: &OsStr, directory: &Path) -> Result<PathBuf, Trouble> {
+    let is_program =
+        |path: &Path| fs::metadata(path).is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0);
+    let missing = || Trouble::Command(format!("cannot run {}: there is no such program", name.display()), NOT_FOUND);
+    if name.as_bytes().contains(&b'/') {
+        let path = directory.join(name);
+        return if is_program(&path) { Ok(path) } else { Err(missing()) };
+    }
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let found = std::env::split_paths(&path).map(|folder| directory.join(folder).join(name)).find(|path| is_program(path));
+    found.ok_or_else(missing)
+}
+
+/// Takes paths the way people write them: `./dist/`, or absolute within the workspace.
+fn tidy(path: &str, workspace: &Path) -> Result<String, Failure> {
+    let refuse = |what: &str| Err(Failure::Usage(format!("{path} {what}")));
+    let absolute = Path::new(path).is_absolute();
+    let relative = if absolute {
+        match Path::new(path).strip_prefix(workspace).ok().and_then(Path::to_str) {
+            Some(relative) => relative,
+            None => return refuse("is not within the workspace"),
+        }
+    } else {
+        path
+    };
+    let mut tidy = relative;
+    while let Some(rest) = tidy.strip_prefix("./") {
+        tidy = rest.trim_start_matches('/');
+    }
+    let tidy = tidy.trim_end_matches('/');
+    if tidy.is_empty() || tidy == "." {
+        return refuse("is the whole workspace");
+    }
+    OutputPath::parse(tidy).map_err(|error| Failure::Usage(format!("{path}: {error}")))?;
+    Ok(tidy.to_owned())
+}

@@ -1,0 +1,93 @@
+//! `larder show KEY`
+
+use super::args::{Global, Key};
+use super::print::{Printer, bytes, counted, duration};
+use super::run::parts;
+use super::{Failure, Status, open_cache, parse_key};
+use larder::{Manifest, NodeKind, RootKind};
+use serde_json::{Value, json};
+use std::fmt::Write;
+use std::os::unix::ffi::OsStrExt;
+use std::time::Duration;
+
+pub(super) fn main(global: &Global, args: &Key, printer: &Printer) -> Result<Status, Failure> {
+    let key = parse_key(&args.key)?;
+    let (cache, _) = open_cache(global, None)?;
+    let Some(manifest) = cache.manifest(&key)? else {
+        printer.note("no entry for this key");
+        return Ok(Status::Miss);
+    };
+    let parts = cache.key_parts(&key, &manifest)?;
+    let parts = parts.as_deref().map(parts::describe).unwrap_or_default();
+    printer.result(|| text(&manifest, &parts), || object(&manifest, &parts));
+    Ok(Status::Done)
+}
+
+fn text(manifest: &Manifest, parts: &[(String, String)]) -> String {
+    let mut text = format!(
+        "exit code {}, ran {}, {}, {}\n",
+        manifest.exit_code,
+        duration(Duration::from_millis(manifest.duration_ms)),
+        counted(manifest.file_count() as u64, "file"),
+        bytes(manifest.output_bytes()),
+    );
+    // Writing to a String cannot fail.
+    let mut line = |line: std::fmt::Arguments<'_>| {
+        let _ = writeln!(text, "{line}");
+    };
+    for root in &manifest.roots {
+        line(format_args!("root {} {}", kind_of(root.kind), root.path));
+    }
+    for (name, value) in parts {
+        line(format_args!("key {name} {value}"));
+    }
+    for node in &manifest.nodes {
+        match &node.kind {
+            NodeKind::Directory { mode } => line(format_args!("{mode:04o} {:>12} {:12} {}/", "", "", node.path)),
+            NodeKind::File { digest, size_bytes, mode, .. } => {
+                line(format_args!("{mode:04o} {size_bytes:>12} {} {}", digest.short(), node.path));
+            }
+            NodeKind::Symlink { target } => {
+                let target = String::from_utf8_lossy(target);
+                line(format_args!("link {:>12} {:12} {} -> {target}", "", "", node.path));
+            }
+            _ => line(format_args!("     {:>12} {:12} {}", "", "", node.path)),
+        }
+    }
+    text.trim_end().to_owned()
+}
+
+fn object(manifest: &Manifest, parts: &[(String, String)]) -> Value {
+    let path = |path: &larder::OutputPath| String::from_utf8_lossy(path.as_path().as_os_str().as_bytes()).into_owned();
+    let node = |node: &larder::Node| match &node.kind {
+        NodeKind::Directory { mode } => json!({ "path": path(&node.path), "type": "directory", "mode": mode }),
+        NodeKind::File { digest, size_bytes, mode, modified } => json!({
+            "path": path(&node.path), "type": "file", "mode": mode, "digest": digest.to_string(), "bytes": size_bytes,
+            "modified": modified.map(|time| json!([time.seconds, time.nanoseconds])),
+        }),
+        NodeKind::Symlink { target } => {
+            json!({ "path": path(&node.path), "type": "symlink", "target": String::from_utf8_lossy(target) })
+        }
+        _ => json!({ "path": path(&node.path) }),
+    };
+    json!({
+        "exit_code": manifest.exit_code,
+        "duration_ms": manifest.duration_ms,
+        "stored_at": manifest.origin.stored_at.seconds,
+        "roots": manifest.roots.iter()
+            .map(|root| json!({ "path": path(&root.path), "type": kind_of(root.kind) })).collect::<Vec<_>>(),
+        "stdout_bytes": manifest.logs.stdout.size_bytes(),
+        "stderr_bytes": manifest.logs.stderr.size_bytes(),
+        "key": parts.iter().map(|(name, value)| json!([name, value])).collect::<Vec<_>>(),
+        "outputs": manifest.nodes.iter().map(node).collect::<Vec<_>>(),
+    })
+}
+
+fn kind_of(kind: RootKind) -> &'static str {
+    match kind {
+        RootKind::Directory => "directory",
+        RootKind::File => "file",
+        RootKind::Glob => "glob",
+        _ => "unknown",
+    }
+}

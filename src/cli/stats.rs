@@ -1,0 +1,43 @@
+//! `larder stats`
+
+use super::args::Global;
+use super::print::{Printer, bytes, count};
+use super::{Failure, Status, open_cache};
+use serde_json::json;
+
+pub(super) fn main(global: &Global, printer: &Printer) -> Result<Status, Failure> {
+    let (cache, _) = open_cache(global, None)?;
+    let stats = cache.stats()?;
+    printer.result(
+        || {
+            let rows = [
+                ("store", cache.path().display().to_string()),
+                ("entries", count(stats.entries)),
+                ("blobs", format!("{} ({} linked into workspaces)", count(stats.blobs), count(stats.linked_blobs))),
+                ("on disk", bytes(stats.total_bytes())),
+                ("  blobs", bytes(stats.blob_bytes)),
+                ("  manifests", bytes(stats.manifest_bytes)),
+                ("  index", bytes(stats.index_bytes)),
+                ("  staging", bytes(stats.staging_bytes)),
+                ("  quarantine", format!("{} ({} files)", bytes(stats.quarantine_bytes), count(stats.quarantined))),
+            ];
+            rows.map(|(name, value)| format!("{name:<13} {value}")).join("\n")
+        },
+        || {
+            json!({
+                "store": cache.path().to_string_lossy(),
+                "entries": stats.entries,
+                "blobs": stats.blobs,
+                "linked_blobs": stats.linked_blobs,
+                "total_bytes": stats.total_bytes(),
+                "blob_bytes": stats.blob_bytes,
+                "manifest_bytes": stats.manifest_bytes,
+                "index_bytes": stats.index_bytes,
+                "staging_bytes": stats.staging_bytes,
+                "quarantined": stats.quarantined,
+                "quarantine_bytes": stats.quarantine_bytes,
+            })
+        },
+    );
+    Ok(Status::Done)
+}

@@ -1,0 +1,38 @@
+//! `larder store KEY`
+
+use super::args::{Global, Store};
+use super::print::{Printer, bytes, counted};
+use super::{Failure, Status, maintain, open_cache, parse_key, progress};
+use larder::{CacheEntry, Cancel, OutputDeclaration};
+use serde_json::json;
+use std::path::Path;
+
+pub(super) fn main(global: &Global, args: &Store, printer: &Printer) -> Result<Status, Failure> {
+    let key = parse_key(&args.key)?;
+    let declared: Vec<OutputDeclaration> = args.outputs.iter().map(OutputDeclaration::new).collect();
+    let mut entry = CacheEntry::capture(&args.workspace, &declared)?.with_result(args.exit_code, args.duration_ms);
+    if let Some(path) = &args.stdout {
+        entry = entry.with_stdout(read(path)?);
+    }
+    if let Some(path) = &args.stderr {
+        entry = entry.with_stderr(read(path)?);
+    }
+    let (cache, _) = open_cache(global, Some(&args.workspace))?;
+    let cancel = Cancel::new();
+    let stored = progress::counting(printer, "storing", &cancel, || cache.store(&key, &entry, &cancel))?;
+    printer.result(
+        || format!("stored {}, {} ({} new)", counted(stored.files, "file"), bytes(stored.bytes), bytes(stored.new_bytes)),
+        || {
+            json!({
+                "files": stored.files, "bytes": stored.bytes,
+                "new_blobs": stored.new_blobs, "new_bytes": stored.new_bytes,
+            })
+        },
+    );
+    maintain(&cache, printer);
+    Ok(Status::Done)
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, Failure> {
+    std::fs::read(path).map_err(|error| Failure::Usage(format!("cannot read {}: {error}", path.display())))
+}

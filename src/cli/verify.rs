@@ -1,0 +1,69 @@
+//! `larder verify [--repair]`
+
+use super::args::{Global, Verify};
+use super::print::{Printer, bytes, count};
+use super::{Failure, Status, open_cache, progress};
+use larder::{Cancel, Repair, ScrubReport};
+use serde_json::{Value, json};
+
+pub(super) fn main(global: &Global, args: &Verify, printer: &Printer) -> Result<Status, Failure> {
+    let (cache, _) = open_cache(global, None)?;
+    let repair = if args.repair { Repair::Yes } else { Repair::No };
+    let total = if printer.wants_progress() { cache.blob_bytes()? } else { 0 };
+    let bar = progress::bytes(printer, "verifying", total);
+    let report = cache.scrub(repair, &Cancel::new(), &mut |bytes| bar.inc(bytes));
+    bar.finish_and_clear();
+    let report = report?;
+    printer.result(|| text(&report, args.repair), || object(&report, args.repair));
+    Ok(if report.is_clean() { Status::Done } else { Status::Damage })
+}
+
+fn text(report: &ScrubReport, is_repaired: bool) -> String {
+    let mut lines = vec![format!(
+        "{}, {} in {}",
+        plural(report.entries, "entry", "entries"),
+        bytes(report.blob_bytes),
+        plural(report.blobs, "blob", "blobs"),
+    )];
+    let mut list = |what: &str, items: &[String], deed: &str| {
+        for item in items {
+            lines.push(format!("{what} {item}{}", if is_repaired { deed } else { "" }));
+        }
+    };
+    list("damaged blob", &report.damaged_blobs, ": quarantined");
+    list("damaged manifest", &report.damaged_manifests, ": quarantined");
+    list("entry that cannot be restored:", &report.broken_entries, ": dropped");
+    let mut number = |number: u64, one: &str, many: &str, deed: &str| {
+        if number > 0 {
+            lines.push(format!("{}{}", plural(number, one, many), if is_repaired { deed } else { "" }));
+        }
+    };
+    number(report.damaged_rows, "damaged index row", "damaged index rows", ": index written anew");
+    number(report.stale_rows, "stale index row", "stale index rows", ": index written anew");
+    number(report.orphan_blobs, "blob that no entry needs", "blobs that no entry needs", ": removed");
+    number(report.strangers, "file that is not ours", "files that are not ours", "");
+    lines.push(if report.is_clean() { "clean".to_owned() } else { "damage found".to_owned() });
+    lines.join("\n")
+}
+
+fn plural(number: u64, one: &str, many: &str) -> String {
+    format!("{} {}", count(number), if number == 1 { one } else { many })
+}
+
+fn object(report: &ScrubReport, is_repaired: bool) -> Value {
+    json!({
+        "clean": report.is_clean(),
+        "repaired": is_repaired,
+        "entries": report.entries,
+        "blobs": report.blobs,
+        "blob_bytes": report.blob_bytes,
+        "damaged_blobs": report.damaged_blobs,
+        "damaged_manifests": report.damaged_manifests,
+        "broken_entries": report.broken_entries,
+        "damaged_rows": report.damaged_rows,
+        "stale_rows": report.stale_rows,
+        "orphan_blobs": report.orphan_blobs,
+        "orphan_bytes": report.orphan_bytes,
+        "strangers": report.strangers,
+    })
+}
