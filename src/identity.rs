@@ -49,6 +49,10 @@ struct State {
     epoch: u32,
     synced: u32,
     barrier_at: Timestamp,
+    /// The first epoch of this boot.
+    boot_epoch: u32,
+    /// A barrier that was raised and whose outcome is not known yet; 0 if there is none.
+    pending: u32,
     doubtful: Vec<(u32, u32)>,
 }
 
@@ -75,7 +79,7 @@ impl Identity {
         let witness = open_format(&root, path)?;
         let file = || path.join(layout::IDENTITY);
         let boot = disk::boot_id().context("read the boot id for", || path)?;
-        let found = read_state(&root);
+        let found = read_state(&root).context("read", file)?;
         let identity =
             |root, state| Identity { root, path: path.to_path_buf(), state: Mutex::new(state) };
         if let Some(state) = &found {
@@ -85,8 +89,7 @@ impl Identity {
             }
         }
         let _lock = lock_identity(&root).context("lock", file)?;
-        let state = read_state(&root);
-        let mut state = match state {
+        let mut state = match read_state(&root).context("read", file)? {
             Some(state) => state,
             None => State::new(witness, boot).context("draw an id for", || path)?,
         };
@@ -151,6 +154,14 @@ impl Identity {
         !is_doubtful && epoch <= state.epoch
     }
 
+    /// Whether bytes of this epoch were caught by a sync that failed in this boot. Then the page cache
+    /// may show what the disk does not have, and reading them again proves nothing.
+    pub(crate) fn is_sync_failed(&self, epoch: u32) -> bool {
+        let state = self.lock_state();
+        let is_doubtful = state.doubtful.iter().any(|(first, last)| (*first..=*last).contains(&epoch));
+        is_doubtful && epoch >= state.boot_epoch
+    }
+
     /// Whether bytes of this epoch are known to be on disk.
     pub(crate) fn is_synced(&self, epoch: u32) -> bool {
         self.is_trusted(epoch) && epoch <= self.lock_state().synced
@@ -169,7 +180,16 @@ impl Identity {
     /// without having written anything.
     pub(crate) fn raise_barrier(&self) -> Result<()> {
         let file = || self.path.join(layout::IDENTITY);
+        let (lock, _) = self.root.open_or_create(layout::BARRIER_LOCK.as_ref(), 0o600).context("lock", file)?;
+        let Some(_lock) = Lock::try_acquire(lock, LockMode::Exclusive).context("lock", file)? else {
+            return Ok(()); // Another process is at it.
+        };
         let raised = self.update(|state| {
+            if state.pending > 0 {
+                // Whoever raised that one died before it could say how it ended.
+                state.doubt(state.pending);
+            }
+            state.pending = state.epoch;
             state.epoch = state.epoch.saturating_add(1);
             state.barrier_at = disk::now();
         });
@@ -177,6 +197,7 @@ impl Identity {
         let synced = disk::sync_filesystem(&self.root);
         let is_synced = synced.is_ok();
         let noted = self.update(|state| {
+            state.pending = 0;
             if is_synced {
                 state.synced = state.synced.max(before);
             } else {
@@ -193,7 +214,9 @@ impl Identity {
     pub(crate) fn is_in_place(&self) -> bool {
         let witness = self.lock_state().witness;
         let Ok(now) = Dir::open(&self.path, self.root.capabilities()) else { return false };
-        matches!(now.stat(OsStr::new(layout::FORMAT)), Ok(Some(stat)) if stat.inode == witness.inode)
+        let (Ok(found), Ok(own)) = (now.stat_self(), self.root.stat_self()) else { return false };
+        let is_root = (found.device, found.inode) == (own.device, own.inode);
+        is_root && matches!(now.stat(OsStr::new(layout::FORMAT)), Ok(Some(stat)) if stat.inode == witness.inode)
     }
 
     fn update(&self, change: impl FnOnce(&mut State)) -> io::Result<u32> {
@@ -224,7 +247,12 @@ impl Identity {
 
     /// Takes over what other processes have written.
     fn refresh(&self, state: &mut State) {
-        if let Some(found) = read_state(&self.root).filter(|found| found.incarnation == state.incarnation) {
+        let found = read_state(&self.root).ok().flatten();
+        if let Some(mut found) = found.filter(|found| found.incarnation == state.incarnation) {
+            // A store that we may not write to still says what it said before the reboot.
+            if found.boot != state.boot {
+                found.begin_boot(state.boot);
+            }
             *state = found;
         }
     }
@@ -244,6 +272,8 @@ impl State {
             epoch: 1,
             synced: 0,
             barrier_at: disk::now(),
+            boot_epoch: 1,
+            pending: 0,
             doubtful: Vec::new(),
         })
     }
@@ -252,6 +282,8 @@ impl State {
         self.doubt(self.epoch);
         self.boot = boot;
         self.epoch = self.epoch.saturating_add(1);
+        self.boot_epoch = self.epoch;
+        self.pending = 0;
     }
 
     /// Whatever was not synced up to `last` is doubtful from now on.
@@ -278,8 +310,9 @@ impl State {
             bytes.extend_from_slice(&time.seconds.to_le_bytes());
             bytes.extend_from_slice(&time.nanoseconds.to_le_bytes());
         }
-        bytes.extend_from_slice(&self.epoch.to_le_bytes());
-        bytes.extend_from_slice(&self.synced.to_le_bytes());
+        for number in [self.epoch, self.synced, self.boot_epoch, self.pending] {
+            bytes.extend_from_slice(&number.to_le_bytes());
+        }
         for (first, last) in &self.doubtful {
             bytes.extend_from_slice(&first.to_le_bytes());
             bytes.extend_from_slice(&last.to_le_bytes());
@@ -303,6 +336,8 @@ impl State {
             barrier_at: take_time(&mut rest)?,
             epoch: u32::from_le_bytes(take(&mut rest)?),
             synced: u32::from_le_bytes(take(&mut rest)?),
+            boot_epoch: u32::from_le_bytes(take(&mut rest)?),
+            pending: u32::from_le_bytes(take(&mut rest)?),
             doubtful: rest
                 .chunks_exact(8)
                 .map(|mut pair| Some((u32::from_le_bytes(take(&mut pair)?), u32::from_le_bytes(take(&mut pair)?))))
@@ -362,8 +397,9 @@ fn write_format(root: &Dir) -> io::Result<()> {
     root.sync()
 }
 
-fn read_state(root: &Dir) -> Option<State> {
-    State::decode(&read_small(root, layout::IDENTITY).ok()??)
+/// `None` if there is no identity, or none that checks.
+fn read_state(root: &Dir) -> io::Result<Option<State>> {
+    Ok(read_small(root, layout::IDENTITY)?.and_then(|bytes| State::decode(&bytes)))
 }
 
 /// Reads a file that has at most a few hundred bytes; `None` if there is none. Whatever else lies

@@ -113,8 +113,8 @@ impl RestoreOptions {
     }
 }
 
-/// How a blob becomes a file in a workspace. Each mode falls back along reflink, hardlink, copy
-/// where the filesystem says "not supported here", and only then; the report says so.
+/// How a blob becomes a file in a workspace. The next way is tried where the system says "not
+/// supported here", and only then; the report says what was done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
 pub enum LinkMode {
@@ -124,9 +124,11 @@ pub enum LinkMode {
     Auto,
     /// Every file is a private copy.
     Copy,
-    /// Every file but empty ones is a hardlink to its blob: read-only, and shared.
+    /// Every file but empty ones is a hardlink to its blob: read-only, and shared. Else a reflink,
+    /// else a copy.
     Hardlink,
-    /// Every file is a reflink: private, and sharing blocks.
+    /// Every file is a reflink: private, and sharing blocks. Else a copy: whoever asks for private
+    /// files gets no shared ones.
     Reflink,
 }
 

@@ -53,7 +53,8 @@ pub(crate) fn for_each_with<T: Sync, S>(
     };
     std::thread::scope(|scope| {
         for _ in 1..threads {
-            scope.spawn(run);
+            // A thread that cannot be had is work for the others.
+            let _ = std::thread::Builder::new().spawn_scoped(scope, run);
         }
         run();
     });

@@ -11,7 +11,7 @@
 use super::{BlobStore, Proof};
 use super::stamps::{Entry, Slot};
 use crate::digest::Digest;
-use crate::disk::{self, Dir, FileStat, Placed, Stamp, Timestamp, layout::Shard};
+use crate::disk::{self, FileStat, Placed, Stamp, Timestamp, layout::Shard};
 use crate::error::{Context, Error, Result};
 use crate::options::{Durability, VerifyLevel};
 use crate::parallel;
@@ -219,8 +219,9 @@ impl Batch<'_> {
         let staged = std::mem::take(&mut *lock(&self.staged));
         let unsynced = std::mem::take(&mut *lock(&self.unsynced));
         let published = self.sync_contents(&staged, &unsynced).and_then(|()| {
-            let epoch = self.blobs.identity.epoch_after_writes();
             parallel::for_each(&staged, |blob| self.publish_one(blob, keep_going))?;
+            // After the renames, so that a barrier which covers the epoch covers the names too.
+            let epoch = self.blobs.identity.epoch_after_writes();
             let entry = |blob: &StagedBlob| Entry {
                 digest: blob.digest,
                 mode: blob.mode,
@@ -242,11 +243,17 @@ impl Batch<'_> {
         const ROUNDS_MAX: usize = 8;
         let path = || self.blobs.blob_path(&blob.digest, blob.mode);
         let shard = Shard::of_blob(blob.digest.as_bytes(), blob.mode);
-        let folder = self.blobs.blobs.make_folder(&shard).context("make the folder of", path)?;
         let staging = self.blobs.staging().dir()?;
         for _ in 0..ROUNDS_MAX {
-            if staging.rename_new(&blob.name, folder, &shard.name).context("publish", path)? == Placed::Here {
-                return Ok(());
+            match staging.rename_new(&blob.name, &self.blobs.blobs, &shard.name) {
+                Ok(Placed::Here) => return Ok(()),
+                Ok(Placed::Occupied) => {}
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    let made = self.blobs.blobs.make_new(&shard.folder, 0o700);
+                    let _ = made.context("make the folder of", path)?;
+                    continue;
+                }
+                Err(error) => return Err(error).context("publish", path),
             }
             // Somebody else published the same bytes since we looked.
             let proof = self.blobs.prove(&blob.digest, blob.mode, VerifyLevel::Stamp, keep_going)?;
@@ -267,7 +274,11 @@ impl Batch<'_> {
         }
         if staged.len() + unsynced.len() > SYNC_EACH_MAX {
             let dir = self.blobs.staging().dir()?;
-            return disk::sync_filesystem(dir).context("sync the filesystem of", || &self.blobs.path);
+            let synced = disk::sync_filesystem(dir);
+            if synced.is_err() {
+                unsynced.iter().for_each(|(digest, mode)| self.distrust(digest, *mode));
+            }
+            return synced.context("sync the filesystem of", || &self.blobs.path);
         }
         for blob in staged {
             let dir = self.blobs.staging().dir()?;
@@ -281,7 +292,18 @@ impl Batch<'_> {
         let Some(blob) = self.blobs.open_blob(digest, mode)? else {
             return Ok(()); // Evicted meanwhile; the restore that misses it says so.
         };
-        blob.file.sync_all().context("sync", || self.blobs.blob_path(digest, mode))
+        let synced = blob.file.sync_all();
+        if synced.is_err() {
+            self.distrust(digest, mode);
+        }
+        synced.context("sync", || self.blobs.blob_path(digest, mode))
+    }
+
+    /// A blob that could not be synced must not be found again: the next sync would succeed without
+    /// having written anything.
+    fn distrust(&self, digest: &Digest, mode: u32) {
+        // Best effort on a disk that fails already; the store operation fails in any case.
+        let _ = self.blobs.quarantine(digest, mode, None);
     }
 
     fn sync_folders(&self, staged: &[StagedBlob], unsynced: &[(Digest, u32)]) -> Result<()> {
@@ -293,10 +315,10 @@ impl Batch<'_> {
         for first in folders {
             let mut digest = [0; 32];
             digest[0] = first;
-            let folder = self.blobs.folder(&Shard::of_manifest(&digest));
-            folder.and_then(Dir::sync).context("sync a folder of", || &self.blobs.path)?;
+            let folder = self.blobs.blobs.open_child(&Shard::of_manifest(&digest).folder);
+            folder.and_then(|folder| folder.sync()).context("sync a folder of", || &self.blobs.path)?;
         }
-        self.blobs.blobs.parent().sync().context("sync a folder of", || &self.blobs.path)
+        self.blobs.blobs.sync().context("sync a folder of", || &self.blobs.path)
     }
 }
 

@@ -6,8 +6,9 @@
 //! Invariants:
 //! - I4: The store holds only inodes that it made: bytes are copied or cloned into a staging file
 //!   of ours, and *that* is hashed. No inode of a source is ever linked in.
-//! - I5: A blob is published by a rename that never overwrites; under a blob's name there is at all
-//!   times either nothing or a complete file whose bytes once had that digest.
+//! - I5: A blob is published by a rename that never overwrites (only a fresh inode with the same
+//!   bytes may take a name over); under a blob's name there is at all times either nothing or a
+//!   complete file whose bytes once had that digest.
 //! - I6: An inode whose stamp ever differed from its slot is never handed out again. Its bytes are
 //!   rehashed, and either copied to a fresh inode that takes its name, or quarantined by rename.
 //!   Never written to: workspaces may share it.
@@ -26,7 +27,7 @@ pub(crate) use ingest::{Batch, Source};
 pub(crate) use prove::{Proof, Rehash};
 
 use crate::digest::Digest;
-use crate::disk::{self, Capabilities, Dir, FileStat, Shards, Stamp, layout, layout::Shard};
+use crate::disk::{self, Capabilities, Dir, FileStat, Stamp, layout, layout::Shard};
 use crate::error::{Context, Result};
 use crate::identity::Identity;
 use crate::options::VerifyLevel;
@@ -42,7 +43,7 @@ use std::sync::Arc;
 #[derive(Debug)]
 pub(crate) struct BlobStore {
     path: PathBuf,
-    blobs: Shards,
+    blobs: Dir,
     quarantine: Dir,
     staging: Staging,
     stamps: StampTable,
@@ -65,7 +66,7 @@ impl BlobStore {
         };
         let again = || root.open_child(OsStr::new(".")).context("open", || path);
         Ok(BlobStore {
-            blobs: Shards::new(folder(layout::BLOBS)?),
+            blobs: folder(layout::BLOBS)?,
             quarantine: folder(layout::QUARANTINE)?,
             staging: Staging::new(folder(layout::STAGING)?, path.join(layout::STAGING)),
             stamps: StampTable::open(again()?, identity.stamp_key()),
@@ -88,8 +89,7 @@ impl BlobStore {
     /// Opens a blob for reading; `None` if it is not there.
     pub(crate) fn open_blob(&self, digest: &Digest, mode: u32) -> Result<Option<OpenBlob>> {
         let shard = Shard::of_blob(digest.as_bytes(), mode);
-        let opened = self.folder(&shard).and_then(|folder| folder.open_regular(&shard.name));
-        match opened {
+        match self.blobs.open_regular(&shard.name) {
             Ok((file, stat)) => Ok(Some(OpenBlob { file, stat })),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error).context("open the blob", || self.blob_path(digest, mode)),
@@ -97,15 +97,14 @@ impl BlobStore {
     }
 
     /// The directory and the name of a blob, to link from.
-    pub(crate) fn place_of(&self, digest: &Digest, mode: u32) -> io::Result<(&Dir, OsString)> {
-        let shard = Shard::of_blob(digest.as_bytes(), mode);
-        Ok((self.folder(&shard)?, shard.name))
+    pub(crate) fn place_of(&self, digest: &Digest, mode: u32) -> (&Dir, OsString) {
+        (&self.blobs, Shard::of_blob(digest.as_bytes(), mode).name)
     }
 
     /// Where a blob lies, for messages.
     pub(crate) fn blob_path(&self, digest: &Digest, mode: u32) -> PathBuf {
         let shard = Shard::of_blob(digest.as_bytes(), mode);
-        self.path.join(layout::BLOBS).join(shard.folder).join(shard.name)
+        self.path.join(layout::BLOBS).join(shard.name)
     }
 
     /// Every blob's digest, mode and stat, folder by folder; and how many names are no blobs.
@@ -115,8 +114,8 @@ impl BlobStore {
     ) -> Result<usize> {
         let mut strangers = 0;
         let blobs = || self.path.join(layout::BLOBS);
-        for (folder_name, _) in self.blobs.parent().entries().context("list", blobs)? {
-            let Ok(folder) = self.blobs.parent().open_child(&folder_name) else {
+        for (folder_name, _) in self.blobs.entries().context("list", blobs)? {
+            let Ok(folder) = self.blobs.open_child(&folder_name) else {
                 strangers += 1;
                 continue;
             };
@@ -136,31 +135,38 @@ impl BlobStore {
         Ok(strangers)
     }
 
-    /// Moves a file out of reach and keeps it as evidence. Returns where it is now.
-    pub(crate) fn set_aside(&self, folder: &Dir, name: &OsStr, label: &str) -> io::Result<PathBuf> {
-        let kept = format!("{}-{label}-{}", disk::now().seconds, disk::random_name()?);
-        folder.rename(name, &self.quarantine, kept.as_ref())?;
-        Ok(self.path.join(layout::QUARANTINE).join(kept))
+    /// Moves a file out of reach and keeps it as evidence. Returns its name there.
+    pub(crate) fn set_aside(&self, folder: &Dir, name: &OsStr, label: &str) -> io::Result<OsString> {
+        let kept = OsString::from(format!("{}-{label}-{}", disk::now().seconds, disk::random_name()?));
+        folder.rename(name, &self.quarantine, &kept)?;
+        Ok(kept)
     }
 
-    /// Moves a bad blob to quarantine; nothing to do if it is gone already.
-    pub(crate) fn quarantine(&self, digest: &Digest, mode: u32) -> Result<()> {
+    /// Moves a bad blob to quarantine; nothing to do if it is gone already. If the inode under the
+    /// name is not the one that was judged, it goes back: somebody healed the blob meanwhile.
+    pub(crate) fn quarantine(&self, digest: &Digest, mode: u32, judged_inode: Option<u64>) -> Result<()> {
         let shard = Shard::of_blob(digest.as_bytes(), mode);
-        let aside = self
-            .folder(&shard)
-            .and_then(|folder| self.set_aside(folder, &shard.name, &format!("blob-{}", digest.short())));
-        match aside {
-            Ok(_) => Ok(()),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            Err(error) => Err(error).context("quarantine", || self.blob_path(digest, mode)),
+        let kept = match self.set_aside(&self.blobs, &shard.name, &format!("blob-{}", digest.short())) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            kept => kept.context("quarantine", || self.blob_path(digest, mode))?,
+        };
+        let moved = self.quarantine.stat(&kept).context("look at", || self.quarantined_path(&kept))?;
+        if judged_inode.is_some() && moved.map(|stat| stat.inode) != judged_inode {
+            let back = self.quarantine.rename_new(&kept, &self.blobs, &shard.name);
+            // If the name is taken again, what stands there is newer still.
+            let _ = back.context("bring back", || self.quarantined_path(&kept))?;
         }
+        Ok(())
+    }
+
+    fn quarantined_path(&self, name: &OsStr) -> PathBuf {
+        self.path.join(layout::QUARANTINE).join(name)
     }
 
     /// Removes a blob. For a caller that knows that nobody needs it, and holds the store's lock.
     pub(crate) fn remove(&self, digest: &Digest, mode: u32) -> Result<()> {
         let shard = Shard::of_blob(digest.as_bytes(), mode);
-        let removed = self.folder(&shard).and_then(|folder| folder.unlink(&shard.name));
-        removed.map(|_| ()).context("remove", || self.blob_path(digest, mode))
+        self.blobs.unlink(&shard.name).map(|_| ()).context("remove", || self.blob_path(digest, mode))
     }
 
     /// Replaces a blob's inode by a fresh one with the same bytes: at the link limit.
@@ -175,10 +181,6 @@ impl BlobStore {
 
     pub(crate) fn staging(&self) -> &Staging {
         &self.staging
-    }
-
-    fn folder(&self, shard: &Shard) -> io::Result<&Dir> {
-        self.blobs.folder(shard)
     }
 
     fn note(&self, digest: Digest, mode: u32, stamp: Stamp) {

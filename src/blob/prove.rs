@@ -33,12 +33,15 @@ impl BlobStore {
         let blob = match self.open_blob(digest, mode) {
             Ok(Some(blob)) => blob,
             Ok(None) => return Ok(Rehash::Gone),
-            Err(_) => return Ok(Rehash::Different),
+            Err(error) if is_damage(&error) => return Ok(Rehash::Different),
+            Err(error) => return Err(error),
         };
         match disk::hash_contents(&blob.file, keep_going) {
             Ok((actual, _)) if actual == *digest => Ok(Rehash::Same),
+            Ok(_) => Ok(Rehash::Different),
+            Err(error) if disk::is_unreadable(&error) => Ok(Rehash::Different),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => Err(Error::Cancelled),
-            Ok(_) | Err(_) => Ok(Rehash::Different),
+            Err(error) => Err(error).context("read", || self.blob_path(digest, mode)),
         }
     }
 
@@ -54,31 +57,34 @@ impl BlobStore {
     ) -> Result<Proof> {
         let shard = Shard::of_blob(digest.as_bytes(), mode);
         let path = || self.blob_path(digest, mode);
-        let folder = match self.folder(&shard) {
-            Ok(folder) => folder,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Proof::Missing),
-            Err(error) => return Err(error).context("open the folder of", path),
-        };
-        let Some(stat) = folder.stat(&shard.name).context("look at", path)? else {
+        let Some(stat) = self.blobs.stat(&shard.name).context("look at", path)? else {
             return Ok(Proof::Missing);
         };
         let slot = self.known(digest, mode);
         if self.is_intact_by_stamp(&stat, mode, slot, level) {
             return Ok(Proof::Intact(stat));
         }
+        let damaged = |actual| {
+            self.quarantine(digest, mode, Some(stat.inode))?;
+            Ok(Proof::Damaged { actual })
+        };
         if stat.kind != FileKind::Regular {
-            self.quarantine(digest, mode)?;
-            return Ok(Proof::Damaged { actual: None });
+            return damaged(None);
         }
-        let Some(blob) = self.open_blob(digest, mode)? else { return Ok(Proof::Missing) };
-        let (actual, _) = match disk::hash_contents(&blob.file, keep_going) {
-            Ok(hashed) => hashed,
+        let blob = match self.open_blob(digest, mode) {
+            Ok(Some(blob)) => blob,
+            Ok(None) => return Ok(Proof::Missing),
+            Err(error) if is_damage(&error) => return damaged(None),
+            Err(error) => return Err(error),
+        };
+        let actual = match disk::hash_contents(&blob.file, keep_going) {
+            Ok((actual, _)) => actual,
+            Err(error) if disk::is_unreadable(&error) => return damaged(None),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => return Err(Error::Cancelled),
             Err(error) => return Err(error).context("read", path),
         };
         if actual != *digest {
-            self.quarantine(digest, mode)?;
-            return Ok(Proof::Damaged { actual: Some(actual) });
+            return damaged(Some(actual));
         }
         let after = disk::stat_file(&blob.file).context("look at", path)?;
         // What is unknown may have been written to through any of its other names, and a page that
@@ -86,7 +92,9 @@ impl BlobStore {
         // is believed in place only if its stamp fits, or if it has no other name.
         let is_known = slot.is_some_and(|slot| slot.stamp == after.stamp());
         let is_private = slot.is_none() && after.links == 1;
-        if after.mode == mode && after.is_unchanged_since(&blob.stat) && (is_known || is_private) {
+        let is_lost = slot.is_some_and(|slot| self.identity.is_sync_failed(slot.epoch));
+        let is_settled = after.mode == mode && after.is_unchanged_since(&blob.stat) && !is_lost;
+        if is_settled && (is_known || is_private) {
             self.note(*digest, mode, after.stamp());
             return Ok(Proof::Intact(after));
         }
@@ -111,8 +119,10 @@ impl BlobStore {
             }
             disk::set_modified(&fresh, blob.stat.modified)?;
             disk::set_mode(&fresh, mode)?;
+            // What it replaces may be durable; this is rare enough to sync it every time.
+            fresh.sync_all()?;
             let stat = disk::stat_file(&fresh)?;
-            self.staging().dir().map_err(io::Error::other)?.rename(&name, self.folder(&shard)?, &shard.name)?;
+            self.staging().dir().map_err(io::Error::other)?.rename(&name, &self.blobs, &shard.name)?;
             Ok(Ok(stat))
         })();
         let discard = || {
@@ -126,7 +136,7 @@ impl BlobStore {
             }
             Ok(Err(actual)) => {
                 discard();
-                self.quarantine(digest, mode)?;
+                self.quarantine(digest, mode, Some(blob.stat.inode))?;
                 Ok(Proof::Damaged { actual: Some(actual) })
             }
             Err(error) => {
@@ -138,4 +148,10 @@ impl BlobStore {
             }
         }
     }
+}
+
+/// Whether an error speaks of the blob and not of our means.
+fn is_damage(error: &Error) -> bool {
+    matches!(error, Error::Io { source, .. }
+        if disk::is_unreadable(source) || source.kind() == io::ErrorKind::InvalidInput)
 }

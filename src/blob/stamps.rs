@@ -8,8 +8,8 @@
 //! Invariants:
 //! - Each slot carries a checksum keyed by the store's incarnation and covering the digest, so a
 //!   slot speaks for the blob, and the life of the store, for which it was written, or not at all.
-//! - The file never shrinks and never grows in place: a larger table is written under another name
-//!   and renamed over it.
+//! - The file never changes its size in place: a larger table is written under another name and
+//!   renamed over it.
 //!
 //! Why not a row of the index for each blob, nor an extended attribute: DESIGN.md, section 5.
 
@@ -94,82 +94,96 @@ impl StampTable {
         if entries.is_empty() {
             return;
         }
-        let is_dense = {
-            let table = self.read();
-            table.as_ref().is_none_or(|table| {
-                // Many entries at once are cheaper in one sequential write, and a table that
-                // would become more than half full of them alone is too small.
-                entries.len() as u64 * 2 > table.buckets * BUCKET_SLOTS as u64
-                    || !entries.iter().all(|entry| self.write_in_place(table, entry))
-            })
-        };
-        if is_dense {
-            self.grow(entries);
+        let wanted = (entries.len() as u64 * 2).div_ceil(BUCKET_SLOTS as u64);
+        if self.read().as_ref().is_none_or(|table| table.buckets < wanted) {
+            self.grow(wanted);
         }
-    }
-
-    /// Writes one entry into its bucket. False if the bucket is full of other blobs' slots: then
-    /// one of them has been overwritten, and it is time to grow.
-    fn write_in_place(&self, table: &Table, entry: &Entry) -> bool {
-        let offset = table.offset(&entry.digest);
-        let mut bucket = [0; BUCKET_BYTES];
-        if table.file.read_exact_at(&mut bucket, offset).is_err() {
-            return false;
-        }
-        let (index, is_free) = self.place(&bucket, entry);
-        let slot = self.encode(entry);
-        let is_written = table.file.write_all_at(&slot, offset + (index * SLOT_BYTES) as u64).is_ok();
-        is_free || !is_written
-    }
-
-    /// The slot for an entry: its own, else a free one, else one chosen by the digest.
-    fn place(&self, bucket: &[u8; BUCKET_BYTES], entry: &Entry) -> (usize, bool) {
-        let own = slots(bucket).position(|slot| slot[..22] == header_of(&entry.digest, entry.mode));
-        let free = || slots(bucket).position(|slot| !self.is_valid(slot));
-        match own.or_else(free) {
-            Some(index) => (index, true),
-            None => (entry.digest.as_bytes()[31] as usize % BUCKET_SLOTS, false),
-        }
-    }
-
-    /// Writes a table with room for all that is known and `entries`, and puts it in place.
-    fn grow(&self, entries: &[Entry]) {
-        let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
-        // Best effort: on a full or read-only disk the blobs are rehashed at their next use.
-        if let Ok(grown) = self.rewrite(table.as_ref(), entries) {
-            *table = Some(grown);
-        }
-    }
-
-    fn rewrite(&self, old: Option<&Table>, entries: &[Entry]) -> io::Result<Table> {
-        let mut known = Vec::new();
-        if let Some(old) = old {
-            let mut bucket = [0; BUCKET_BYTES];
-            for index in 0..old.buckets {
-                old.file.read_exact_at(&mut bucket, HEADER_BYTES + index * BUCKET_BYTES as u64)?;
-                known.extend(slots(&bucket).filter(|slot| self.is_valid(slot)).map(to_array));
+        while let Some(crowded) = self.write(entries) {
+            let buckets = crowded * 2;
+            if buckets > BUCKETS_MAX || !self.grow(buckets) {
+                return;
             }
         }
-        let wanted = (known.len() + entries.len()) as u64 * 2 / BUCKET_SLOTS as u64;
-        let buckets = wanted.next_power_of_two().clamp(BUCKETS_MIN, BUCKETS_MAX);
-        let mut image = vec![0; buckets as usize * BUCKET_BYTES];
-        let encoded = entries.iter().map(|entry| self.encode(entry));
-        for slot in known.into_iter().chain(encoded) {
-            let start = bucket_index(slot[..8].try_into().expect("eight bytes"), buckets) as usize * BUCKET_BYTES;
-            let bucket = &mut image[start..start + BUCKET_BYTES];
-            let own = bucket.chunks_exact(SLOT_BYTES).position(|other| other[..22] == slot[..22]);
-            let free = || bucket.chunks_exact(SLOT_BYTES).position(|other| other[..22] == [0; 22]);
-            let index = own.or_else(free).unwrap_or(slot[19] as usize % BUCKET_SLOTS);
-            bucket[index * SLOT_BYTES..(index + 1) * SLOT_BYTES].copy_from_slice(&slot);
+    }
+
+    /// Writes all entries into their buckets. Returns the table's size if too many buckets are full,
+    /// so that it is time to grow; what did not fit is written after that.
+    fn write(&self, entries: &[Entry]) -> Option<u64> {
+        let table = self.read();
+        let table = table.as_ref()?;
+        let mut is_crowded = false;
+        // The entries of one bucket are one read and one write.
+        let mut entries: Vec<&Entry> = entries.iter().collect();
+        entries.sort_by_key(|entry| table.offset(&entry.digest));
+        for run in entries.chunk_by(|a, b| table.offset(&a.digest) == table.offset(&b.digest)) {
+            let offset = table.offset(&run[0].digest);
+            let mut bucket = [0; BUCKET_BYTES];
+            if table.file.read_exact_at(&mut bucket, offset).is_err() {
+                return None;
+            }
+            for entry in run {
+                let index = self.place(&bucket, entry);
+                is_crowded |= index.is_none();
+                let start = index.unwrap_or(entry.digest.as_bytes()[31] as usize % BUCKET_SLOTS) * SLOT_BYTES;
+                bucket[start..start + SLOT_BYTES].copy_from_slice(&self.encode(entry));
+            }
+            if table.file.write_all_at(&bucket, offset).is_err() {
+                return None;
+            }
         }
+        is_crowded.then_some(table.buckets)
+    }
+
+    /// The slot for an entry: its own, else a free one; `None` if there is neither.
+    fn place(&self, bucket: &[u8; BUCKET_BYTES], entry: &Entry) -> Option<usize> {
+        let own = slots(bucket).position(|slot| slot[..22] == header_of(&entry.digest, entry.mode));
+        own.or_else(|| slots(bucket).position(|slot| !self.is_valid(slot)))
+    }
+
+    /// Replaces the table by one of at least `wanted` buckets that knows all that this one knows.
+    fn grow(&self, wanted: u64) -> bool {
+        let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
+        let buckets = wanted.next_power_of_two().clamp(BUCKETS_MIN, BUCKETS_MAX);
+        // Best effort: on a full or read-only disk the blobs are rehashed at their next use.
+        match self.rewrite(table.as_ref(), buckets) {
+            Ok(grown) => *table = Some(grown),
+            Err(_) => return false,
+        }
+        true
+    }
+
+    /// Writes the larger table from front to back, in pieces: the bucket `b` of a table of `n` is
+    /// spread over the buckets `b`, `b + n`, `b + 2n` and so on of the larger one.
+    fn rewrite(&self, old: Option<&Table>, buckets: u64) -> io::Result<Table> {
+        const PIECE_BUCKETS: u64 = 2048;
         let name = format!("{}.{}", layout::STAMPS, disk::random_name()?);
         let file = self.root.create_new(name.as_ref(), 0o600)?;
-        let written = file
-            .write_all_at(&header(buckets), 0)
-            .and_then(|()| file.write_all_at(&image, HEADER_BYTES))
-            .and_then(|()| self.root.rename(name.as_ref(), &self.root, layout::STAMPS.as_ref()));
-        if let Err(error) = written {
-            // Best effort; what stays is swept when the store is next opened.
+        let written = (|| {
+            file.write_all_at(&header(buckets), 0)?;
+            // What is never written reads as zeros: free slots.
+            file.set_len(HEADER_BYTES + buckets * BUCKET_BYTES as u64)?;
+            let Some(old) = old else { return Ok(()) };
+            let length = PIECE_BUCKETS.min(old.buckets);
+            let (mut source, mut target) = (vec![0; length as usize * BUCKET_BYTES], Vec::new());
+            for start in (0..buckets).step_by(length as usize) {
+                let at = HEADER_BYTES + (start % old.buckets) * BUCKET_BYTES as u64;
+                old.file.read_exact_at(&mut source, at)?;
+                target.clear();
+                target.resize(source.len(), 0);
+                for (index, slot) in source.chunks_exact(SLOT_BYTES).enumerate() {
+                    let home = start + (index / BUCKET_SLOTS) as u64;
+                    let prefix = slot[..8].try_into().expect("eight bytes");
+                    if self.is_valid(slot) && bucket_index(prefix, buckets) == home {
+                        target[index * SLOT_BYTES..(index + 1) * SLOT_BYTES].copy_from_slice(slot);
+                    }
+                }
+                file.write_all_at(&target, HEADER_BYTES + start * BUCKET_BYTES as u64)?;
+            }
+            Ok(())
+        })();
+        let placed = written.and_then(|()| self.root.rename(name.as_ref(), &self.root, layout::STAMPS.as_ref()));
+        if let Err(error) = placed {
+            // Best effort; a repair sweeps what stays.
             let _ = self.root.unlink(name.as_ref());
             return Err(error);
         }
@@ -233,8 +247,7 @@ impl Table {
     }
 
     fn offset(&self, digest: &Digest) -> u64 {
-        let prefix = digest.as_bytes()[..8].try_into().expect("a digest has 32 bytes");
-        HEADER_BYTES + bucket_index(prefix, self.buckets) * BUCKET_BYTES as u64
+        HEADER_BYTES + bucket_index(prefix_of(digest), self.buckets) * BUCKET_BYTES as u64
     }
 }
 
@@ -263,8 +276,8 @@ fn slots(bucket: &[u8; BUCKET_BYTES]) -> impl Iterator<Item = &[u8]> {
     bucket.chunks_exact(SLOT_BYTES)
 }
 
-fn to_array(slot: &[u8]) -> [u8; SLOT_BYTES] {
-    slot.try_into().expect("slots have 64 bytes")
+fn prefix_of(digest: &Digest) -> [u8; 8] {
+    digest.as_bytes()[..8].try_into().expect("a digest has 32 bytes")
 }
 
 #[cfg(test)]

@@ -83,13 +83,13 @@ pub(super) struct Links {
 pub(super) struct Run {
     /// An input: path or pattern, relative to the workspace. Without any: every file that git would
     /// see in the workspace.
-    #[arg(short, long = "input", value_name = "PATH|GLOB")]
+    #[arg(short = 'i', long = "input", value_name = "PATH|GLOB")]
     pub(super) inputs: Vec<String>,
     /// An output: path or pattern, relative to the workspace.
-    #[arg(short, long = "output", value_name = "PATH|GLOB")]
+    #[arg(short = 'o', long = "output", value_name = "PATH|GLOB")]
     pub(super) outputs: Vec<String>,
     /// A variable that the command depends on.
-    #[arg(short, long = "env", value_name = "NAME")]
+    #[arg(short = 'e', long = "env", value_name = "NAME")]
     pub(super) variables: Vec<String>,
     /// A command whose output is part of the key, such as 'rustc -vV'.
     #[arg(long = "tool", value_name = "CMD")]
@@ -144,7 +144,7 @@ pub(super) struct Store {
     #[arg(long, value_name = "DIR", default_value = ".")]
     pub(super) workspace: PathBuf,
     /// An output: path or pattern.
-    #[arg(short, long = "output", value_name = "PATH|GLOB")]
+    #[arg(short = 'o', long = "output", value_name = "PATH|GLOB")]
     pub(super) outputs: Vec<String>,
     /// A file with what the task wrote to stdout.
     #[arg(long, value_name = "FILE")]

@@ -33,11 +33,15 @@ fn text(report: &ScrubReport, is_repaired: bool) -> String {
     list("damaged blob", &report.damaged_blobs, ": quarantined");
     list("damaged manifest", &report.damaged_manifests, ": quarantined");
     list("entry that cannot be restored:", &report.broken_entries, ": dropped");
+    if report.is_index_damaged {
+        lines.push("the index was damaged and is set aside; entries are found without it".to_owned());
+    }
     let mut number = |number: u64, one: &str, many: &str, deed: &str| {
         if number > 0 {
             lines.push(format!("{}{}", plural(number, one, many), if is_repaired { deed } else { "" }));
         }
     };
+    number(report.newer_entries, "entry of a newer version", "entries of a newer version", "");
     number(report.damaged_rows, "damaged index row", "damaged index rows", ": index written anew");
     number(report.stale_rows, "stale index row", "stale index rows", ": index written anew");
     number(report.orphan_blobs, "blob that no entry needs", "blobs that no entry needs", ": removed");
@@ -60,6 +64,8 @@ fn object(report: &ScrubReport, is_repaired: bool) -> Value {
         "damaged_blobs": report.damaged_blobs,
         "damaged_manifests": report.damaged_manifests,
         "broken_entries": report.broken_entries,
+        "newer_entries": report.newer_entries,
+        "index_damaged": report.is_index_damaged,
         "damaged_rows": report.damaged_rows,
         "stale_rows": report.stale_rows,
         "orphan_blobs": report.orphan_blobs,

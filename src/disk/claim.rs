@@ -24,9 +24,12 @@ impl Claim {
             if parent.make_new(&name, 0o700)? == Placed::Occupied {
                 continue;
             }
-            let dir = parent.open_child(&name)?;
+            // A sweeper may come between the making and the locking.
+            let dir = match parent.open_child(&name) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                opened => opened?,
+            };
             let lock = Lock::try_acquire(dir.as_file()?, LockMode::Shared)?;
-            // A sweeper may have come between the making and the locking.
             let is_ours = parent.stat(&name)?.map(|stat| stat.inode) == Some(dir.stat_self()?.inode);
             if let (Some(lock), true) = (lock, is_ours) {
                 return Ok(Claim { name, dir, _lock: lock });

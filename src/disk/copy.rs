@@ -54,8 +54,9 @@ pub(crate) fn copy_contents(
             // 64 MiB a call, so that a cancelled copy of a large file ends soon.
             let wanted = (range.end - offset).min(64 << 20) as usize;
             let copied = match copy_range(source, target, offset, wanted, capabilities)? {
-                Some(copied) => copied,
-                None => copy_piece(source, target, offset, wanted.min(BUFFER_BYTES), &mut buffer)?,
+                Some(copied) if copied > 0 => copied,
+                // Also for 0, which some FUSE filesystems say before the end.
+                _ => copy_piece(source, target, offset, wanted.min(BUFFER_BYTES), &mut buffer)?,
             };
             if copied == 0 {
                 break; // The source became shorter; the caller's second stat tells.

@@ -1,8 +1,9 @@
 //! `Dir`: a handle on a directory, and the verbs on the names in it.
 //!
 //! Invariants:
-//! - A name is one component; only [`Dir::open_beneath`] and [`Dir::make_beneath`] take a relative
-//!   path, and both refuse a symlink in any component.
+//! - A name is one component (in a store, also one of ours below a fan-out folder of ours, see
+//!   `layout::Shard`); only [`Dir::open_beneath`], [`Dir::open_regular_beneath`] and
+//!   [`Dir::make_beneath`] take a path, and they refuse a symlink in any component.
 //! - Absence is `None` (or [`Placed::Occupied`]), never an error.
 
 use super::capabilities::Capabilities;
@@ -229,7 +230,7 @@ impl Dir {
         let dir = match self.open_child(name) {
             // A directory without read permission: our own, so it can be given.
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-                rustix::fs::chmodat(&self.fd, name, Mode::RWXU, AtFlags::empty())?;
+                self.make_accessible(name)?;
                 self.open_child(name)?
             }
             opened => opened?,
@@ -242,6 +243,42 @@ impl Dir {
         }
         self.remove_dir(name)?;
         Ok(())
+    }
+
+    /// Gives the directory `name` mode 0700, never through a symlink: there is no chmod that does not
+    /// follow one, so the inode is held by a handle that needs no permission.
+    #[cfg(target_os = "linux")]
+    fn make_accessible(&self, name: &OsStr) -> io::Result<()> {
+        use std::os::fd::AsRawFd;
+        let held = rustix::fs::openat(&self.fd, name, DIRECTORY | OFlags::PATH, Mode::empty())?;
+        let path = format!("/proc/self/fd/{}", held.as_raw_fd());
+        Ok(rustix::fs::chmod(path, Mode::RWXU)?)
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    fn make_accessible(&self, name: &OsStr) -> io::Result<()> {
+        Ok(rustix::fs::chmodat(&self.fd, name, Mode::RWXU, AtFlags::SYMLINK_NOFOLLOW)?)
+    }
+
+    /// Which mount this directory lies on: renames work within one (statx(2), `stx_mnt_id`). Where
+    /// that is not to be had, which device.
+    pub(crate) fn mount(&self) -> io::Result<u64> {
+        if let Some(mount) = self.mount_id() {
+            return Ok(mount);
+        }
+        Ok(self.stat_self()?.device)
+    }
+
+    #[cfg(target_os = "linux")]
+    fn mount_id(&self) -> Option<u64> {
+        use rustix::fs::StatxFlags;
+        let found = rustix::fs::statx(&self.fd, "", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID).ok()?;
+        (found.stx_mask & StatxFlags::MNT_ID.bits() != 0).then_some(found.stx_mnt_id)
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    fn mount_id(&self) -> Option<u64> {
+        None
     }
 
     /// All names here with their kinds, in no order, without `.` and `..`.

@@ -8,6 +8,8 @@
 //!   identity.lock         flock: while identity is replaced
 //!   lock                  flock: shared while publishing, exclusive to repair or remove
 //!   in-use                flock: shared while the store is open, exclusive to remove
+//!   pins                  flock: shared while outputs that a restore returned are held
+//!   barrier.lock          flock: while the filesystem is synced
 //!   index.redb            task digest -> stamp of its manifest; can be lost
 //!   settings.toml         written by people: options of the store as a whole
 //!   stamps                64-byte slots: blob -> stamp, epoch; can be lost
@@ -15,7 +17,8 @@
 //!   blobs/ab/cdef...555   the same contents with mode 0555 (or 0500, 0400, ...)
 //!   manifests/ab/cdef..   the truth: one file for each task
 //!   staging/<random>/     one directory for each open store, flocked while its owner lives
-//!   leases/<hex>          flock: one file for each root in a workspace that is being restored
+//!   leases/<hex>          flock: one file for each place in a workspace that was worked on, and
+//!                         each directory above it; swept by a repair
 //!   quarantine/           what was found damaged, named by time and former name
 //! ```
 //!
@@ -29,8 +32,10 @@ pub(crate) const FORMAT: &str = "FORMAT";
 pub(crate) const CACHEDIR_TAG: &str = "CACHEDIR.TAG";
 pub(crate) const IDENTITY: &str = "identity";
 pub(crate) const IDENTITY_LOCK: &str = "identity.lock";
+pub(crate) const BARRIER_LOCK: &str = "barrier.lock";
 pub(crate) const LOCK: &str = "lock";
 pub(crate) const IN_USE: &str = "in-use";
+pub(crate) const PINS: &str = "pins";
 pub(crate) const INDEX: &str = "index.redb";
 pub(crate) const STAMPS: &str = "stamps";
 pub(crate) const SETTINGS: &str = "settings.toml";
@@ -49,10 +54,31 @@ pub(crate) const RESTORE_PREFIX: &str = ".larder-restore-";
 /// Whether a name in the root of a store is one that we write. Replaced files have a random suffix
 /// while they are made.
 pub(crate) fn is_ours(name: &str) -> bool {
-    const FILES: [&str; 9] =
-        [FORMAT, CACHEDIR_TAG, IDENTITY, IDENTITY_LOCK, LOCK, IN_USE, INDEX, STAMPS, SETTINGS];
-    let is_file = |file: &&str| name.strip_prefix(*file).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'));
-    FILES.iter().any(|file| is_file(file)) || FOLDERS.contains(&name) || name == "lost+found"
+    const FILES: [&str; 11] = [
+        FORMAT,
+        CACHEDIR_TAG,
+        IDENTITY,
+        IDENTITY_LOCK,
+        BARRIER_LOCK,
+        LOCK,
+        IN_USE,
+        PINS,
+        INDEX,
+        STAMPS,
+        SETTINGS,
+    ];
+    FILES.contains(&name) || FOLDERS.contains(&name) || is_replacement(name) || name == "lost+found"
+}
+
+/// Whether a name in the root of a store is that of a file which was being made to replace another.
+/// Such files live for milliseconds; one that is older was left by a process that died.
+pub(crate) fn is_replacement(name: &str) -> bool {
+    let suffix = |file: &str| name.strip_prefix(file).and_then(|rest| rest.strip_prefix('.'));
+    [FORMAT, IDENTITY, INDEX, STAMPS].into_iter().filter_map(suffix).any(is_random)
+}
+
+fn is_random(suffix: &str) -> bool {
+    suffix.len() == 16 && suffix.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
 /// The newest store format that this build reads and writes.
@@ -65,7 +91,11 @@ pub(crate) const FORMAT_WORDS: &str = "larder store format ";
 pub(crate) const CACHEDIR_TAG_CONTENTS: &[u8] = b"Signature: 8a477f597d28d172789f06886806bc55\n\
 # This directory is a cache made by larder. Removing it costs rebuilding, nothing else.\n";
 
-/// The fan-out directory and the file name of a digest, below `blobs` or `manifests`.
+/// Where a digest's file lies below `blobs` or `manifests`: `ab/cdef..`.
+///
+/// This is the one name of two components that is given to [`super::Dir`]'s verbs: the fan-out
+/// folders are our own, and opening each for each file would cost as much as the work itself,
+/// keeping all of them open 512 descriptors.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Shard {
     pub(crate) folder: OsString,
@@ -85,13 +115,7 @@ impl Shard {
     /// Where the manifest of a task lies.
     pub(crate) fn of_manifest(digest: &[u8; 32]) -> Shard {
         let hex = blake3::Hash::from_bytes(*digest).to_hex();
-        Shard { folder: hex[..2].into(), name: hex[2..].into() }
-    }
-
-    /// The fan-out folder as a number.
-    pub(crate) fn first_byte(&self) -> u8 {
-        let hex = self.folder.to_str().unwrap_or_default();
-        u8::from_str_radix(hex, 16).unwrap_or_default()
+        Shard { folder: hex[..2].into(), name: format!("{}/{}", &hex[..2], &hex[2..]).into() }
     }
 
     /// Reads folder and file name back; `None` for names that we do not write.
@@ -128,14 +152,18 @@ mod tests {
         let digest = *crate::Digest::of(b"x").as_bytes();
         for mode in [0o444, 0o555, 0o400, 0o500, 0o440] {
             let shard = Shard::of_blob(&digest, mode);
-            let (folder, name) = (shard.folder.to_string_lossy(), shard.name.to_string_lossy());
-            assert_eq!(Shard::parse(&folder, &name), Some((digest, mode)));
+            let folder = shard.folder.to_string_lossy();
+            let name = shard.name.to_string_lossy();
+            let (_, name) = name.split_once('/').expect("two components");
+            assert_eq!(Shard::parse(&folder, name), Some((digest, mode)));
         }
         let shard = Shard::of_manifest(&digest);
-        let (folder, name) = (shard.folder.to_string_lossy(), shard.name.to_string_lossy());
+        let folder = shard.folder.to_string_lossy();
+        let name = shard.name.to_string_lossy();
+        let (_, name) = name.split_once('/').expect("two components");
         for bad in ["", "x", &format!("{name}.444"), &format!("{name}.755"), &format!("{name}.5"), &name[1..]] {
             assert_eq!(Shard::parse(&folder, bad), None, "{bad:?}");
         }
-        assert_eq!(Shard::parse("zz", &name), None);
+        assert_eq!(Shard::parse("zz", name), None);
     }
 }

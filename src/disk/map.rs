@@ -15,7 +15,9 @@ pub(crate) fn hash_mapped(staged: &File) -> io::Result<Digest> {
     // directory of mode 0700 that belongs to us; it has one link, no other process was told its
     // name, and this process does not write to it any more. The weak point: another process of
     // the same user (or root) that goes looking for it in our staging directory on purpose can
-    // truncate it and end this process with SIGBUS; it could as well send a signal.
+    // truncate it and end this process with SIGBUS; it could as well send a signal. And a sector
+    // that cannot be read raises SIGBUS where read(2) would return EIO; only clones can meet one,
+    // since a copy's pages are still in memory.
     let map = unsafe { memmap2::Mmap::map(staged)? };
     // Readahead is a hint; where it is not to be had, the hash is only slower.
     let _ = map.advise(memmap2::Advice::Sequential);

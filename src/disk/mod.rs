@@ -20,7 +20,6 @@ mod dir;
 pub(crate) mod layout;
 mod lock;
 mod map;
-mod shards;
 mod stat;
 mod system;
 
@@ -30,7 +29,6 @@ pub(crate) use copy::{clone_contents, copy_contents, copy_hashing, hash_contents
 pub(crate) use dir::{Dir, Placed};
 pub(crate) use lock::{Lock, LockMode};
 pub(crate) use map::hash_mapped;
-pub(crate) use shards::Shards;
 pub(crate) use stat::{FileKind, FileStat, Stamp};
 pub use stat::Timestamp;
 pub(crate) use system::{
@@ -61,6 +59,13 @@ pub(crate) fn is_link_limit(error: &io::Error) -> bool {
 /// Whether two names lie on different filesystems, or on two mounts of one.
 pub(crate) fn is_cross_device(error: &io::Error) -> bool {
     rustix::io::Errno::from_io_error(error) == Some(rustix::io::Errno::XDEV)
+}
+
+/// Whether an error speaks of this one file (a bad sector, a checksum, taken permissions) and not
+/// of our means (descriptors, memory): EIO, EACCES, EBADMSG, EUCLEAN.
+pub(crate) fn is_unreadable(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    matches!(Errno::from_io_error(error), Some(Errno::IO | Errno::ACCESS | Errno::BADMSG | Errno::UCLEAN))
 }
 
 /// Whether a walk met a symlink, or something else that is no directory, where a directory was

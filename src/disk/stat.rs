@@ -60,9 +60,12 @@ pub(crate) struct FileStat {
 
 impl FileStat {
     /// Whether this is the same inode with the same contents as far as stat can tell: the check
-    /// before and after a file is read.
+    /// before and after a file is read. The change time tells of writes whose modification time was
+    /// set back; but for an inode of several names it also changes when one of them comes or goes.
     pub(crate) fn is_unchanged_since(&self, earlier: &FileStat) -> bool {
-        self.stamp() == earlier.stamp() && self.changed == earlier.changed && self.device == earlier.device
+        let is_shared = self.links > 1 || earlier.links > 1;
+        let is_same_change = is_shared || self.changed == earlier.changed;
+        self.stamp() == earlier.stamp() && is_same_change && self.device == earlier.device
     }
 
     pub(crate) fn stamp(&self) -> Stamp {

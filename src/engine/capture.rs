@@ -84,6 +84,9 @@ impl Capture {
         };
         let stat = parent.stat(path.name()).context("look at", || &path)?.ok_or_else(missing)?;
         match (stat.kind, kind) {
+            (FileKind::Directory, _) if parent.open_child(path.name()).is_ok_and(|dir| identity::is_store(&dir)) => {
+                invalid("it is a store")
+            }
             (FileKind::Directory, OutputKind::Any | OutputKind::Directory) => {
                 self.tree(&parent, &path, FileKind::Directory)?;
                 Ok(Root { path, kind: RootKind::Directory })
@@ -163,9 +166,12 @@ impl Capture {
             if glob.is_match(path.as_path()) {
                 self.tree(dir, &path, kind)?;
             } else if kind == FileKind::Directory {
-                let child = dir.open_child(&name).context("open", || &path)?;
-                if !identity::is_store(&child) {
-                    self.matches(&child, Some(&path), glob)?;
+                match dir.open_child(&name) {
+                    Ok(child) if identity::is_store(&child) => {}
+                    Ok(child) => self.matches(&child, Some(&path), glob)?,
+                    // Not ours to look into.
+                    Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {}
+                    Err(error) => return Err(error).context("open", || &path),
                 }
             }
         }

@@ -11,12 +11,17 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-/// Removes what the declarations name in `workspace`: never through a symlink, never a store. What
-/// is not there is fine. Blocking; not atomic.
+/// Removes what the declarations name in `workspace`: never through a symlink, and never a store,
+/// neither one that is met nor `store`, nor what holds it. What is not there is fine. Blocking; not
+/// atomic.
 ///
 /// # Errors
-/// [`Error::InvalidOutput`] for paths that leave the workspace, or lie behind a symlink.
-pub fn remove_outputs(workspace: &Path, declared: &[OutputDeclaration]) -> Result<()> {
+/// [`Error::InvalidOutput`] for paths that leave the workspace, lie behind a symlink, or hold a
+/// store.
+pub fn remove_outputs(workspace: &Path, declared: &[OutputDeclaration], store: &Path) -> Result<()> {
+    let canonical = std::fs::canonicalize(workspace).context("find the workspace", || workspace)?;
+    let store = std::fs::canonicalize(store).unwrap_or_else(|_| store.to_path_buf());
+    let store = store.strip_prefix(&canonical).ok();
     let dir = Dir::open(workspace, Capabilities::all()).context("open the workspace", || workspace)?;
     for declaration in declared.iter().filter(|declaration| declaration.kind != OutputKind::Orchestrator) {
         let path = parse(&declaration.path)?;
@@ -26,10 +31,10 @@ pub fn remove_outputs(workspace: &Path, declared: &[OutputDeclaration]) -> Resul
             let prefix = literal_prefix(&path);
             let start = prefix.as_ref().map_or(Path::new(""), OutputPath::as_path);
             if let Some(start) = open(&dir, start, &path)? {
-                remove_matches(&start, prefix.as_ref(), &glob)?;
+                remove_matches(&start, prefix.as_ref(), &glob, store)?;
             }
         } else if let Some(parent) = open(&dir, path.parent(), &path)? {
-            remove(&parent, &path)?;
+            remove(&parent, &path, store)?;
         }
     }
     Ok(())
@@ -46,7 +51,7 @@ fn open(workspace: &Dir, path: &Path, output: &OutputPath) -> Result<Option<Dir>
     }
 }
 
-fn remove_matches(dir: &Dir, at: Option<&OutputPath>, glob: &GlobMatcher) -> Result<()> {
+fn remove_matches(dir: &Dir, at: Option<&OutputPath>, glob: &GlobMatcher, store: Option<&Path>) -> Result<()> {
     let here = || at.map_or(Path::new("."), OutputPath::as_path);
     for (name, kind) in dir.entries().context("list", here)? {
         let path = match at {
@@ -55,17 +60,24 @@ fn remove_matches(dir: &Dir, at: Option<&OutputPath>, glob: &GlobMatcher) -> Res
         };
         let Ok(path) = path else { continue };
         if glob.is_match(path.as_path()) {
-            remove(dir, &path)?;
+            remove(dir, &path, store)?;
         } else if kind == FileKind::Directory {
-            remove_matches(&dir.open_child(&name).context("open", || &path)?, Some(&path), glob)?;
+            match dir.open_child(&name) {
+                Ok(child) if identity::is_store(&child) => {}
+                Ok(child) => remove_matches(&child, Some(&path), glob, store)?,
+                // Not ours to look into.
+                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {}
+                Err(error) => return Err(error).context("open", || &path),
+            }
         }
     }
     Ok(())
 }
 
-fn remove(parent: &Dir, path: &OutputPath) -> Result<()> {
-    if parent.open_child(path.name()).is_ok_and(|dir| identity::is_store(&dir)) {
-        return Err(Error::InvalidOutput { path: path.as_path().into(), reason: "it is a store" });
+fn remove(parent: &Dir, path: &OutputPath, store: Option<&Path>) -> Result<()> {
+    let is_store = parent.open_child(path.name()).is_ok_and(|dir| identity::is_store(&dir));
+    if is_store || store.is_some_and(|store| store.starts_with(path.as_path())) {
+        return Err(Error::InvalidOutput { path: path.as_path().into(), reason: "it is, or holds, a store" });
     }
     parent.remove_all(path.name()).context("remove", || path)
 }

@@ -5,7 +5,7 @@
 //! - A manifest that does not decode is quarantined, and its task is a miss.
 
 use super::Cache;
-use crate::disk::{self, Dir, FileStat, layout, layout::Shard};
+use crate::disk::{self, Dir, FileStat, Stamp, layout, layout::Shard};
 use crate::error::{Context, Error, Result};
 use crate::index::{Change, Row};
 use crate::key::TaskDigest;
@@ -66,15 +66,10 @@ impl Cache {
     pub fn remove(&self, task: &TaskDigest) -> Result<bool> {
         let shard = Shard::of_manifest(task.as_bytes());
         let path = || self.manifest_path(task);
-        let folder = match self.inner.manifests.folder(&shard) {
-            Ok(folder) => folder,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
-            Err(error) => return Err(error).context("open the folder of", path),
-        };
-        let is_removed = folder.unlink(&shard.name).context("remove", path)?;
+        let is_removed = self.inner.manifests.unlink(&shard.name).context("remove", path)?;
         if is_removed {
             if self.inner.options.durability == Durability::Durable {
-                folder.sync().context("sync the folder of", path)?;
+                self.sync_folder(&shard).context("sync the folder of", path)?;
             }
             self.inner.index.commit(Change::Remove(*task));
         }
@@ -111,16 +106,45 @@ impl Cache {
             return Err(self.replaced());
         }
         let shard = Shard::of_manifest(task.as_bytes());
-        let folder = self.inner.manifests.make_folder(&shard).context("make the folder of", path);
-        let folder = folder.inspect_err(|_| discard())?;
-        let renamed = staging.dir()?.rename(&name, folder, &shard.name).context("publish", path);
-        renamed.inspect_err(|_| discard())?;
+        let manifests = &self.inner.manifests;
+        let renamed = match staging.dir()?.rename(&name, manifests, &shard.name) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => manifests
+                .make_child(&shard.folder, 0o700)
+                .and_then(|_| staging.dir().map_err(io::Error::other)?.rename(&name, manifests, &shard.name)),
+            renamed => renamed,
+        };
+        renamed.context("publish", path).inspect_err(|_| discard())?;
         if is_durable {
-            folder.sync().context("sync the folder of", path)?;
-            self.inner.manifests.parent().sync().context("sync the folders of", path)?;
+            let synced = self.sync_folder(&shard).and_then(|()| manifests.sync());
+            if synced.is_err() {
+                // Not durable, so not stored. Best effort on a disk that fails already.
+                let _ = manifests.unlink(&shard.name);
+            }
+            synced.context("sync the folder of", path)?;
         }
         self.inner.index.commit(Change::Put(*task, row_of(manifest, &stat)));
         Ok(())
+    }
+
+    pub(super) fn has_manifest(&self, task: &TaskDigest) -> Result<bool> {
+        Ok(self.stat_manifest(task)?.is_some())
+    }
+
+    fn sync_folder(&self, shard: &Shard) -> io::Result<()> {
+        self.inner.manifests.open_child(&shard.folder)?.sync()
+    }
+
+    /// Removes the entry of `task` if it is still the one whose manifest had this stamp.
+    pub(super) fn remove_if_unchanged(&self, task: &TaskDigest, stamp: Stamp) -> Result<()> {
+        if self.is_manifest(task, stamp)? {
+            self.remove(task)?;
+        }
+        Ok(())
+    }
+
+    /// Whether the manifest of `task` is still the one that had this stamp.
+    pub(super) fn is_manifest(&self, task: &TaskDigest, stamp: Stamp) -> Result<bool> {
+        Ok(self.stat_manifest(task)?.is_some_and(|stat| stat.stamp() == stamp))
     }
 
     /// Calls `take` for the name of each manifest file; names that are none of ours are counted.
@@ -129,7 +153,7 @@ impl Cache {
         mut take: impl FnMut(TaskDigest, &Dir, &OsStr, FileStat) -> Result<()>,
     ) -> Result<usize> {
         let mut strangers = 0;
-        let parent = self.inner.manifests.parent();
+        let parent = &self.inner.manifests;
         let place = || self.inner.path.join(layout::MANIFESTS);
         for (folder_name, _) in parent.entries().context("list", place)? {
             let Ok(folder) = parent.open_child(&folder_name) else {
@@ -158,15 +182,12 @@ impl Cache {
     pub(super) fn read_manifest(&self, task: &TaskDigest) -> Result<Option<(Manifest, FileStat)>> {
         let shard = Shard::of_manifest(task.as_bytes());
         let path = || self.manifest_path(task);
-        let folder = match self.inner.manifests.folder(&shard) {
-            Ok(folder) => folder,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(error).context("open the folder of", path),
-        };
-        let decoded = match load(folder, &shard.name, task) {
+        let decoded = match load(&self.inner.manifests, &shard.name, task) {
             Ok(decoded) => decoded,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) if error.kind() == io::ErrorKind::InvalidInput => Err(DecodeError::Checksum),
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput || disk::is_unreadable(&error) => {
+                Err(DecodeError::Checksum)
+            }
             Err(error) => return Err(error).context("read", path),
         };
         match decoded {
@@ -175,7 +196,7 @@ impl Cache {
             Err(DecodeError::Newer) => Ok(None),
             Err(_) => {
                 let label = format!("manifest-{}", &task.to_string()[..12]);
-                match self.inner.blobs.set_aside(folder, &shard.name, &label) {
+                match self.inner.blobs.set_aside(&self.inner.manifests, &shard.name, &label) {
                     Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error).context("quarantine", path),
                     _ => Ok(None),
                 }
@@ -185,16 +206,12 @@ impl Cache {
 
     fn stat_manifest(&self, task: &TaskDigest) -> Result<Option<FileStat>> {
         let shard = Shard::of_manifest(task.as_bytes());
-        match self.inner.manifests.folder(&shard).and_then(|folder| folder.stat(&shard.name)) {
-            Ok(stat) => Ok(stat),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(error).context("look at", || self.manifest_path(task)),
-        }
+        self.inner.manifests.stat(&shard.name).context("look at", || self.manifest_path(task))
     }
 
     pub(super) fn manifest_path(&self, task: &TaskDigest) -> PathBuf {
         let shard = Shard::of_manifest(task.as_bytes());
-        self.inner.path.join(layout::MANIFESTS).join(shard.folder).join(shard.name)
+        self.inner.path.join(layout::MANIFESTS).join(shard.name)
     }
 }
 

@@ -40,18 +40,50 @@ impl Cache {
             let digest = blake3::derive_key(PLACE_CONTEXT, place.as_os_str().as_bytes());
             let name = layout::lease_name(&digest);
             let path = || self.inner.path.join(layout::LEASES).join(&name);
-            let file = match self.inner.leases.open_or_create(name.as_ref(), 0o600) {
-                Ok((file, _)) => file,
-                // In a store that we may only read there is no place for leases.
-                Err(error) if is_read_only(&error) => continue,
-                Err(error) => return Err(error).context("lock", path),
-            };
-            match Lock::acquire(file, mode, &|| cancel.is_cancelled()).context("lock", path)? {
-                Some(lock) => locks.push(lock),
-                None => return Err(Error::Cancelled),
+            loop {
+                let (file, stat) = match self.inner.leases.open_or_create(name.as_ref(), 0o600) {
+                    Ok(opened) => opened,
+                    // In a store that we may only read there is no place for leases.
+                    Err(error) if is_read_only(&error) => break,
+                    Err(error) => return Err(error).context("lock", path),
+                };
+                let lock = Lock::acquire(file, mode, &|| cancel.is_cancelled()).context("lock", path)?;
+                let Some(lock) = lock else { return Err(Error::Cancelled) };
+                // A sweep may have removed the file before it was locked; then it locks nothing.
+                let found = self.inner.leases.stat(name.as_ref()).context("look at", path)?;
+                if found.is_some_and(|found| found.inode == stat.inode) {
+                    locks.push(lock);
+                    break;
+                }
             }
         }
         Ok(Lease { _locks: locks })
+    }
+
+    /// Removes the files of leases that nobody holds.
+    pub(super) fn sweep_leases(&self) -> Result<()> {
+        let place = || self.inner.path.join(layout::LEASES);
+        for (name, _) in self.inner.leases.entries().context("list", place)? {
+            let Ok((file, _)) = self.inner.leases.open_for_update(&name) else { continue };
+            if let Some(_lock) = Lock::try_acquire(file, LockMode::Exclusive).context("lock", place)? {
+                self.inner.leases.unlink(&name).context("remove", || place().join(&name))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A lock that says: outputs of this store are held by somebody, who may read their blobs.
+    pub(super) fn pin(&self) -> Option<Lock> {
+        let (file, _) = self.inner.root.open_or_create(layout::PINS.as_ref(), 0o600).ok()?;
+        // Against a sweep that is under way; it takes milliseconds a blob at most.
+        Lock::acquire(file, LockMode::Shared, &|| false).ok()?
+    }
+
+    /// The same lock for whoever wants to remove blobs; `None` if somebody holds outputs.
+    pub(super) fn try_lock_pins(&self) -> Result<Option<Lock>> {
+        let path = || self.inner.path.join(layout::PINS);
+        let (file, _) = self.inner.root.open_or_create(layout::PINS.as_ref(), 0o600).context("lock", path)?;
+        Lock::try_acquire(file, LockMode::Exclusive).context("lock", path)
     }
 }
 

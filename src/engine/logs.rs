@@ -74,7 +74,7 @@ impl Cache {
                 return Ok(bytes);
             }
         }
-        self.inner.blobs.quarantine(&wanted.digest, PRIVATE_BLOB_MODE)?;
+        self.inner.blobs.quarantine(&wanted.digest, PRIVATE_BLOB_MODE, None)?;
         self.remove(task)?;
         let actual = (!bytes.is_empty()).then(|| Digest::of(&bytes));
         Err(Error::Damaged { path: path(), expected: wanted.digest, actual })

@@ -10,8 +10,10 @@
 //!    restore, shared to store; shared on everything above a root.
 //! 3. `lock`: shared from the first look for a blob to the commit of a store; exclusive in a
 //!    repair.
-//! 4. `identity.lock`, redb's own lock, and the mutexes of the modules below: each held for one
-//!    file's replacement, one commit, one field. None is held while another of these is taken.
+//! 4. `barrier.lock`, then `identity.lock`, then the identity's mutex; the index's own locks, then
+//!    redb's; the other mutexes of the modules below: each held for one sync, one file's
+//!    replacement, one commit, one field. Between these groups none is held while one of another
+//!    group is taken. `pins` is only tried.
 //!
 //! Staging needs no lock: each process has a directory of its own there. Locks are flocks on
 //! close-on-exec descriptors; the kernel releases them however their holder ends.
@@ -45,7 +47,7 @@ pub use store::Stored;
 
 use crate::blob::BlobStore;
 use crate::cancel::Cancel;
-use crate::disk::{self, Dir, FileKind, Lock, LockMode, Shards, layout};
+use crate::disk::{self, Dir, FileKind, Lock, LockMode, layout};
 use crate::error::{Context, Error, Result};
 use crate::identity::{self, Identity};
 use crate::index::Index;
@@ -93,7 +95,7 @@ struct Inner {
     options: CacheOptions,
     identity: Arc<Identity>,
     blobs: BlobStore,
-    manifests: Shards,
+    manifests: Dir,
     leases: Dir,
     index: Index,
     /// Whether something was stored that no barrier has covered yet.
@@ -109,14 +111,22 @@ impl Cache {
     /// [`Error::StoreRefused`] if the path is a symlink, belongs to another user or holds something
     /// else, [`Error::Format`] if a newer Larder made it.
     pub fn open(path: &Path, options: CacheOptions) -> Result<Cache> {
+        loop {
+            let cache = Cache::try_open(path, options.clone())?;
+            // A store that was destroyed between our first look and our lock is made anew.
+            if cache.inner.identity.is_in_place() {
+                return Ok(cache);
+            }
+        }
+    }
+
+    fn try_open(path: &Path, options: CacheOptions) -> Result<Cache> {
         let path = std::path::absolute(path).context("find", || path)?;
         let root = open_root(&path, &options)?;
-        for folder in layout::FOLDERS {
-            let made = root.make_child(folder.as_ref(), 0o700);
-            made.context("make", || path.join(folder))?;
-        }
         let again = || root.open_child(OsStr::new(".")).context("open", || &path);
+        // Before anything is written: a newer format is left untouched.
         let identity = Arc::new(Identity::open(again()?, &path)?);
+        make_folders(&root, &path)?;
         write_tag(&root).context("write", || path.join(layout::CACHEDIR_TAG))?;
         let folder = |name: &'static str| root.open_child(name.as_ref()).context("open", || path.join(name));
         let in_use = match root.open_or_create(layout::IN_USE.as_ref(), 0o600) {
@@ -132,7 +142,7 @@ impl Cache {
         let blobs = BlobStore::open(&root, &path, Arc::clone(&identity))?;
         blobs.sweep_staging();
         let index = Index::new(again()?, &path, identity.row_key(), options.index_cache_bytes);
-        let (manifests, leases) = (Shards::new(folder(layout::MANIFESTS)?), folder(layout::LEASES)?);
+        let (manifests, leases) = (folder(layout::MANIFESTS)?, folder(layout::LEASES)?);
         let inner = Inner {
             path,
             root,
@@ -237,6 +247,20 @@ fn open_root(path: &Path, options: &CacheOptions) -> Result<Dir> {
         }
     }
     Ok(root)
+}
+
+fn make_folders(root: &Dir, path: &Path) -> Result<()> {
+    let mut is_new = false;
+    for folder in layout::FOLDERS {
+        if root.stat(folder.as_ref()).context("look at", || path.join(folder))?.is_none() {
+            let _ = root.make_new(folder.as_ref(), 0o700).context("make", || path.join(folder))?;
+            is_new = true;
+        }
+    }
+    if is_new {
+        root.sync().context("sync", || path)?;
+    }
+    Ok(())
 }
 
 fn write_tag(root: &Dir) -> io::Result<()> {

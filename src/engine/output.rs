@@ -5,7 +5,7 @@
 
 use super::{Cache, Inner};
 use crate::digest::Digest;
-use crate::disk::{self, Capabilities, Dir, FileStat, Timestamp};
+use crate::disk::{self, Capabilities, Dir, FileStat, Lock, Timestamp};
 use crate::error::{Context, Error, Result};
 use crate::manifest::{Manifest, Node, NodeKind, Root, blob_mode};
 use serde::{Deserialize, Serialize};
@@ -214,11 +214,13 @@ fn open_alone(path: &Path, capabilities: Capabilities) -> io::Result<(File, File
     Dir::open(parent, capabilities)?.open_regular(name)
 }
 
-/// A blob in an open store. Read on demand; pinned while it is held: the store stays open, and an
-/// open store is never destroyed.
+/// A blob in an open store. Read on demand; pinned while it is held, across processes: a store that
+/// is open is not destroyed, and no repair removes a blob while outputs are held.
 #[derive(Clone)]
 pub struct StoredBlob {
     pub(super) cache: Arc<Inner>,
+    /// `None` in a store that we may only read.
+    _pin: Arc<Option<Lock>>,
     pub(super) digest: Digest,
     pub(super) mode: u32,
     pub(super) size_bytes: u64,
@@ -282,10 +284,11 @@ impl fmt::Debug for StoredBlob {
 impl Cache {
     /// The outputs of an entry, in the order of their paths, with contents that are read on demand.
     pub fn outputs(&self, manifest: &Manifest) -> Vec<CacheOutput> {
-        manifest.nodes.iter().map(|node| self.output(node)).collect()
+        let pin = Arc::new(self.pin());
+        manifest.nodes.iter().map(|node| self.output(node, &pin)).collect()
     }
 
-    fn output(&self, node: &Node) -> CacheOutput {
+    fn output(&self, node: &Node, pin: &Arc<Option<Lock>>) -> CacheOutput {
         let path = node.path.as_path();
         match &node.kind {
             NodeKind::Directory { mode } => CacheOutput::directory(path).with_mode(*mode),
@@ -293,6 +296,7 @@ impl Cache {
             NodeKind::File { digest, size_bytes, mode, modified } => {
                 let blob = StoredBlob {
                     cache: Arc::clone(&self.inner),
+                    _pin: Arc::clone(pin),
                     digest: *digest,
                     mode: blob_mode(*mode),
                     size_bytes: *size_bytes,

@@ -4,8 +4,8 @@ use super::{Cache, entries};
 use crate::blob::Rehash;
 use crate::cancel::Cancel;
 use crate::digest::Digest;
-use crate::disk::LockMode;
-use crate::error::Result;
+use crate::disk::{self, LockMode, layout};
+use crate::error::{Context, Result};
 use crate::index::{Change, Row};
 use crate::key::TaskDigest;
 use crate::manifest::DecodeError;
@@ -33,10 +33,15 @@ pub struct ScrubReport {
     pub damaged_blobs: Vec<String>,
     /// Entries whose manifest decodes.
     pub entries: u64,
+    /// Entries of a newer version of Larder, which this one cannot read. While there are any, no
+    /// blob counts as one that nobody needs.
+    pub newer_entries: u64,
     /// Manifest files that do not decode.
     pub damaged_manifests: Vec<String>,
     /// Entries that need a blob which is missing or damaged.
     pub broken_entries: Vec<String>,
+    /// Whether the index was so damaged that it had to be set aside.
+    pub is_index_damaged: bool,
     /// Rows of the index that do not check.
     pub damaged_rows: u64,
     /// Rows that speak of no manifest, or of an older one. Harmless.
@@ -56,6 +61,7 @@ impl ScrubReport {
             && self.damaged_manifests.is_empty()
             && self.broken_entries.is_empty()
             && self.damaged_rows == 0
+            && !self.is_index_damaged
     }
 }
 
@@ -78,6 +84,9 @@ impl Cache {
         let intact = self.scrub_blobs(repair, cancel, progress, &entries, &mut report)?;
         self.scrub_entries(repair, &entries, &intact, &mut report)?;
         self.scrub_index(repair, &entries, &mut report);
+        if repair == Repair::Yes {
+            self.sweep_leftovers()?;
+        }
         Ok(report)
     }
 
@@ -91,7 +100,7 @@ impl Cache {
                     let needs = manifest.blobs().map(|(blob, mode)| entries.blob_number(blob.digest, mode)).collect();
                     entries.tasks.insert(task, Task { needs, row: entries::row_of(&manifest, &stat) });
                 }
-                Ok(Err(DecodeError::Newer)) => {}
+                Ok(Err(DecodeError::Newer)) => report.newer_entries += 1,
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
                 Ok(Err(_)) | Err(_) => {
                     report.damaged_manifests.push(task.to_string());
@@ -116,6 +125,9 @@ impl Cache {
         report: &mut ScrubReport,
     ) -> Result<IntactBlobs> {
         let mut intact = IntactBlobs::default();
+        // Whoever holds outputs that a restore returned may still read them.
+        let pins = if repair == Repair::Yes { self.try_lock_pins()? } else { None };
+        let can_sweep = pins.is_some();
         let strangers = self.inner.blobs.for_each(|digest, mode, stat| {
             cancel.check()?;
             report.blobs += 1;
@@ -126,10 +138,11 @@ impl Cache {
                         Some(number) => {
                             intact.0.insert(*number);
                         }
+                        None if report.newer_entries > 0 => {}
                         None => {
                             report.orphan_blobs += 1;
                             report.orphan_bytes += stat.size_bytes;
-                            if repair == Repair::Yes {
+                            if can_sweep {
                                 self.inner.blobs.remove(&digest, mode)?;
                             }
                         }
@@ -139,7 +152,7 @@ impl Cache {
                 Rehash::Different => {
                     report.damaged_blobs.push(digest.to_string());
                     if repair == Repair::Yes {
-                        self.inner.blobs.quarantine(&digest, mode)?;
+                        self.inner.blobs.quarantine(&digest, mode, Some(stat.inode))?;
                     }
                 }
             }
@@ -162,7 +175,7 @@ impl Cache {
                 continue;
             }
             // Removed or replaced since we looked?
-            if repair == Repair::No && self.manifest(task)?.is_none() {
+            if repair == Repair::No && !self.has_manifest(task)? {
                 continue;
             }
             report.broken_entries.push(task.to_string());
@@ -175,7 +188,10 @@ impl Cache {
     }
 
     fn scrub_index(&self, repair: Repair, entries: &Entries, report: &mut ScrubReport) {
-        let Some((rows, damaged)) = self.inner.index.rows() else { return };
+        // An index that cannot be read was set aside by the attempt, and is made anew.
+        let read = self.inner.index.rows();
+        report.is_index_damaged = read.is_none() && self.inner.index.was_set_aside();
+        let (rows, damaged) = read.unwrap_or_default();
         report.damaged_rows = damaged as u64;
         let is_stale = |(task, row): &(TaskDigest, Row)| entries.tasks.get(task).is_none_or(|entry| entry.row != *row);
         report.stale_rows = rows.iter().filter(|row| is_stale(row)).count() as u64;
@@ -187,6 +203,22 @@ impl Cache {
             let changes: Vec<Change> = whole.map(|(task, entry)| Change::Put(*task, entry.row)).collect();
             self.inner.index.write_all(&changes);
         }
+    }
+
+    /// Removes what processes that died left beside the blobs: files that were to replace others, and
+    /// leases that nobody holds.
+    fn sweep_leftovers(&self) -> Result<()> {
+        /// Such files live for milliseconds.
+        const AGE_SECONDS: i64 = 3600;
+        let root = &self.inner.root;
+        for (name, _) in root.entries().context("list", || &self.inner.path)? {
+            let Some(stat) = root.stat(&name).context("look at", || self.inner.path.join(&name))? else { continue };
+            let is_old = disk::now().seconds.saturating_sub(stat.modified.seconds) > AGE_SECONDS;
+            if is_old && layout::is_replacement(&name.to_string_lossy()) {
+                root.unlink(&name).context("remove", || self.inner.path.join(&name))?;
+            }
+        }
+        self.sweep_leases()
     }
 
     /// The files that a scrub will read, for a progress bar: bytes in all blobs.

@@ -27,6 +27,7 @@ use crate::key::TaskDigest;
 use redb::{ConcurrencyMode, Database, ReadableDatabase};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError, RwLock, RwLockWriteGuard};
 
 /// One change to the index.
@@ -47,6 +48,7 @@ pub(crate) struct Index {
     queue: Mutex<Queue>,
     /// Told when a commit has ended.
     committed: Condvar,
+    was_set_aside: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -87,6 +89,7 @@ impl Index {
             state: RwLock::new(State::Closed),
             queue: Mutex::default(),
             committed: Condvar::new(),
+            was_set_aside: AtomicBool::new(false),
         }
     }
 
@@ -176,12 +179,20 @@ impl Index {
             }
             Ok((rows, bad))
         });
-        read.ok()
+        drop(state);
+        read.map_err(|failure| self.give_up(&failure)).ok()
     }
 
-    /// Sets the index aside, whatever its state, so that the next use makes a new one.
+    /// Whether a damaged index was met since this one was made.
+    pub(crate) fn was_set_aside(&self) -> bool {
+        self.was_set_aside.load(Ordering::Relaxed)
+    }
+
+    /// Removes the index, so that the next use makes a new one.
     pub(crate) fn discard(&self) {
-        self.set_aside(&mut self.lock_state());
+        close(&mut self.lock_state());
+        // Best effort: rows are checked one by one in any case.
+        let _ = self.root.unlink(layout::INDEX.as_ref());
     }
 
     /// Whether the index answers.
@@ -334,6 +345,7 @@ impl Index {
 
     fn set_aside(&self, state: &mut State) {
         close(state);
+        self.was_set_aside.store(true, Ordering::Relaxed);
         let Ok(quarantine) = self.root.open_child(layout::QUARANTINE.as_ref()) else { return };
         let Ok(random) = disk::random_name() else { return };
         let kept = format!("{}-index-{random}", disk::now().seconds);

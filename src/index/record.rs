@@ -1,4 +1,4 @@
-//! The encoding of a row: 52 bytes behind a checksum of 16.
+//! The encoding of a row: a checksum of 16 bytes, then 40 bytes.
 
 use crate::disk::{Stamp, Timestamp};
 use crate::key::TaskDigest;

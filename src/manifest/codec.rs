@@ -383,7 +383,8 @@ impl<'a> Reader<'a> {
         if count > self.0.len() / item_bytes_min {
             return Err(Self::TRUNCATED);
         }
-        let mut items = Vec::with_capacity(count);
+        // An item in memory is larger than its smallest encoding.
+        let mut items = Vec::with_capacity(count.min(4096));
         for _ in 0..count {
             items.push(item(self)?);
         }

@@ -209,7 +209,7 @@ impl Plan {
         }
         if args.clean {
             let declared: Vec<OutputDeclaration> = self.outputs.iter().map(OutputDeclaration::new).collect();
-            if let Err(error) = larder::remove_outputs(&self.workspace, &declared) {
+            if let Err(error) = larder::remove_outputs(&self.workspace, &declared, &self.settings.store) {
                 printer.error(&error);
                 return Status::Usage.into();
             }
@@ -295,7 +295,7 @@ impl Plan {
     fn run_uncached(&self, args: &Run, stdin: Stdio, printer: &Printer) -> ExitCode {
         if args.clean {
             let declared: Vec<OutputDeclaration> = self.outputs.iter().map(OutputDeclaration::new).collect();
-            if let Err(error) = larder::remove_outputs(&self.workspace, &declared) {
+            if let Err(error) = larder::remove_outputs(&self.workspace, &declared, &self.settings.store) {
                 printer.error(&error);
                 return Status::Usage.into();
             }

@@ -162,7 +162,9 @@ impl<'a> Materializer<'a> {
         {
             return Ok(Some(CopyReason::ModificationTime));
         }
-        if disk::now().nanoseconds_since(stat.modified) < YOUNG_NANOSECONDS {
+        // A time of whole seconds is most likely of a filesystem that keeps no others.
+        let grain = if stat.modified.nanoseconds == 0 { 2_000_000_000 } else { YOUNG_NANOSECONDS };
+        if disk::now().nanoseconds_since(stat.modified) < grain {
             return Ok(Some(CopyReason::Young));
         }
         let linked = match self.link(file, mode, dir, name) {
@@ -182,7 +184,7 @@ impl<'a> Materializer<'a> {
     }
 
     fn link(&self, file: &FileNode<'_>, mode: u32, dir: &Dir, name: &OsStr) -> io::Result<Placed> {
-        let (folder, blob) = self.cache.inner.blobs.place_of(&file.digest, mode)?;
+        let (folder, blob) = self.cache.inner.blobs.place_of(&file.digest, mode);
         folder.link(&blob, dir, name)
     }
 
@@ -191,11 +193,7 @@ impl<'a> Materializer<'a> {
         if let Some(reason) = self.reflinks.refusal() {
             return Ok(Some(reason));
         }
-        let proven = self.prove(file)?;
-        let blob = self.open(file)?;
-        if blob.stat.stamp() != proven.stamp() {
-            return Err(self.damaged(file, None)); // Changed between two looks.
-        }
+        let (proven, blob) = self.open_proven(file)?;
         let target = create(file, dir, name)?;
         let capabilities = self.cache.inner.options.capabilities;
         match disk::clone_contents(&blob.file, &target, capabilities) {
@@ -208,7 +206,7 @@ impl<'a> Materializer<'a> {
         }
         let after = disk::stat_file(&blob.file).context("look at", || self.blob_path(file))?;
         if after.stamp() != proven.stamp() {
-            return Err(self.damaged(file, None));
+            return Err(self.damaged(file, None, &blob));
         }
         self.finish(file, &target)?;
         Ok(None)
@@ -220,9 +218,11 @@ impl<'a> Materializer<'a> {
             return self.finish(file, &target);
         }
         let blob = self.open(file)?;
-        let read = |error| Error::io("read", self.blob_path(file), error);
         let actual = if file.size_bytes <= MEMORY_BYTES_MAX {
-            disk::read_exactly(&blob.file, file.size_bytes as usize, buffer).map_err(read)?;
+            match disk::read_exactly(&blob.file, file.size_bytes as usize, buffer) {
+                Err(error) if disk::is_unreadable(&error) => return Err(self.damaged(file, None, &blob)),
+                read => read.context("read", || self.blob_path(file))?,
+            }
             let actual = Digest::of(buffer);
             if actual == file.digest {
                 let mut target = create(file, dir, name)?;
@@ -240,7 +240,7 @@ impl<'a> Materializer<'a> {
             self.finish(file, &target)?;
             actual
         };
-        if actual == file.digest { Ok(()) } else { Err(self.damaged(file, Some(actual))) }
+        if actual == file.digest { Ok(()) } else { Err(self.damaged(file, Some(actual), &blob)) }
     }
 
     /// Gives a private file its mode and time.
@@ -267,15 +267,30 @@ impl<'a> Materializer<'a> {
         }
     }
 
+    /// Proves a blob and opens the very inode that was proven. Another process may heal it between
+    /// the two; then it is proven again.
+    fn open_proven(&self, file: &FileNode<'_>) -> Result<(FileStat, OpenBlob)> {
+        const ROUNDS_MAX: usize = 3;
+        for _ in 0..ROUNDS_MAX {
+            let proven = self.prove(file)?;
+            let blob = self.open(file)?;
+            if blob.stat.stamp() == proven.stamp() {
+                return Ok((proven, blob));
+            }
+        }
+        Err(self.missing(file))
+    }
+
     fn open(&self, file: &FileNode<'_>) -> Result<OpenBlob> {
         let blobs = &self.cache.inner.blobs;
         match blobs.open_blob(&file.digest, blob_mode(file.mode)) {
             Ok(Some(blob)) => Ok(blob),
             Ok(None) => Err(self.missing(file)),
-            Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::InvalidInput => {
-                Err(self.damaged(file, None))
+            // Not a file, or one that cannot be opened: the proof says which, and acts.
+            Err(error) => {
+                self.prove(file)?;
+                Err(error)
             }
-            Err(error) => Err(error),
         }
     }
 
@@ -283,8 +298,9 @@ impl<'a> Materializer<'a> {
         Error::Damaged { path: self.blob_path(file), expected: file.digest, actual: None }
     }
 
-    fn damaged(&self, file: &FileNode<'_>, actual: Option<Digest>) -> Error {
-        match self.cache.inner.blobs.quarantine(&file.digest, blob_mode(file.mode)) {
+    fn damaged(&self, file: &FileNode<'_>, actual: Option<Digest>, blob: &OpenBlob) -> Error {
+        let judged = Some(blob.stat.inode);
+        match self.cache.inner.blobs.quarantine(&file.digest, blob_mode(file.mode), judged) {
             Ok(()) => Error::Damaged { path: self.blob_path(file), expected: file.digest, actual },
             Err(error) => error,
         }

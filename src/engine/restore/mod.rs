@@ -10,12 +10,15 @@
 //!    was absent appears whole.
 //!
 //! Invariants:
-//! - I11: Before step 4 nothing in the workspace has changed; a missing or damaged blob, or a full
-//!   disk, ends the restore there.
+//! - I11: Before step 4 nothing in the workspace has changed but for the private directories (and
+//!   the workspace itself, if it was absent); a missing or damaged blob, or a full disk, ends the
+//!   restore there.
 //! - I12: Nothing outside the workspace is written or removed: every name is reached from a handle
-//!   on the workspace, never through a symlink, however others swap directories meanwhile.
+//!   on the workspace, never through a symlink, however others swap directories meanwhile. A store
+//!   that lies in the workspace is nobody's output.
 
 mod apply;
+mod extras;
 mod materialize;
 mod plan;
 mod report;
@@ -31,7 +34,7 @@ use crate::key::TaskDigest;
 use crate::options::RestoreOptions;
 use apply::Stage;
 use materialize::Materializer;
-use plan::Plan;
+use plan::{Plan, Workspace};
 use report::Counters;
 use std::path::Path;
 
@@ -55,23 +58,33 @@ impl Cache {
         cancel: &Cancel,
     ) -> Result<Option<Restored>> {
         cancel.check()?;
-        let Some((manifest, _)) = self.read_manifest(task)? else { return Ok(None) };
+        let Some((mut manifest, mut stat)) = self.read_manifest(task)? else { return Ok(None) };
         std::fs::create_dir_all(workspace).context("make the workspace", || workspace)?;
         let canonical = std::fs::canonicalize(workspace).context("find the workspace", || workspace)?;
-        let _lease = self.lease(&canonical, &manifest.roots, LockMode::Exclusive, cancel)?;
+        // While we wait for the lease the entry may be replaced, by one with other roots.
+        let _lease = loop {
+            let lease = self.lease(&canonical, &manifest.roots, LockMode::Exclusive, cancel)?;
+            if self.is_manifest(task, stat.stamp())? {
+                break lease;
+            }
+            let Some(now) = self.read_manifest(task)? else { return Ok(None) };
+            (manifest, stat) = now;
+        };
         self.inner.blobs.refresh();
         let dir = Dir::open(&canonical, self.inner.options.capabilities);
         let dir = dir.context("open the workspace", || workspace)?;
         let counters = Counters::default();
         let materializer = Materializer::new(self, options, &counters, cancel);
-        let restored = Plan::make(&dir, &manifest, &materializer)
+        let store = std::fs::canonicalize(&self.inner.path).unwrap_or_else(|_| self.inner.path.clone());
+        let place = Workspace { dir: &dir, store: store.strip_prefix(&canonical).ok() };
+        let restored = Plan::make(place, &manifest, &materializer)
             .and_then(|plan| Stage::make(plan, &materializer))
-            .and_then(|stage| stage.apply(&dir, &materializer));
+            .and_then(|stage| stage.apply(&materializer));
         match restored {
             Ok(()) => Ok(Some(counters.restored(manifest))),
             Err(error @ Error::Damaged { .. }) => {
                 // So that the next lookup is a miss and the next store heals it.
-                self.remove(task)?;
+                self.remove_if_unchanged(task, stat.stamp())?;
                 Err(error)
             }
             Err(error) => Err(error),

@@ -1,254 +1,245 @@
 //! Plan: what a restore has to do, from one look at the workspace. Changes nothing.
 //!
-//! A directory root that is absent becomes a [`Tree`], built whole and renamed once. Everything else
-//! becomes part of a [`Merge`]: names that are added, replaced or removed one by one.
+//! A directory that is absent becomes a [`Tree`], built whole and renamed once. Everything else is
+//! compared name by name: kept, replaced or removed.
 
+use super::extras;
 use super::materialize::{FileNode, Materializer};
 use super::report::Method;
 use super::scratch::{Scratch, is_scratch};
 use crate::disk::{self, Dir, FileKind, FileStat};
 use crate::error::{Context, Error, Result};
 use crate::identity;
-use crate::manifest::{Manifest, Node, NodeKind, OutputPath, RootKind, blob_mode, covers, literal_prefix};
+use crate::manifest::{Manifest, Node, NodeKind, OutputPath, RootKind, blob_mode, covers};
 use crate::options::MtimeMode;
 use crate::parallel;
-use globset::GlobMatcher;
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 
+/// Where a restore goes.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Workspace<'a> {
+    pub(super) dir: &'a Dir,
+    /// Where the store lies, relative to the workspace, if it lies within: never an output.
+    pub(super) store: Option<&'a Path>,
+}
+
+impl Workspace<'_> {
+    /// Whether removing `path` would remove the store.
+    pub(super) fn holds_store(&self, path: &OutputPath) -> bool {
+        self.store.is_some_and(|store| store.starts_with(path.as_path()))
+    }
+
+    fn is_in_store(&self, path: &OutputPath) -> bool {
+        self.store.is_some_and(|store| path.as_path().starts_with(store))
+    }
+}
+
+/// All the work, in parts of which each is done within one mount.
 #[derive(Debug)]
 pub(super) struct Plan<'m> {
-    pub(super) trees: Vec<Tree<'m>>,
     pub(super) merges: Vec<Merge<'m>>,
 }
 
-/// A directory root that is absent.
-#[derive(Debug)]
-pub(super) struct Tree<'m> {
-    pub(super) root: &'m OutputPath,
-    /// The root and all that is below it.
-    pub(super) nodes: &'m [Node],
-    pub(super) scratch: Arc<Scratch>,
-    /// Whether a file is in the way.
-    pub(super) replaces: bool,
-}
-
-/// Names below `base` that are there, or not, or wrong.
+/// What is to be done below one directory.
 #[derive(Debug)]
 pub(super) struct Merge<'m> {
     pub(super) base: Dir,
     /// Where `base` lies in the workspace.
     pub(super) base_path: PathBuf,
+    pub(super) scratch: Scratch,
     /// What has to go, before anything else.
-    pub(super) remove: Vec<(OutputPath, Arc<Scratch>)>,
-    pub(super) make: Vec<&'m Node>,
-    pub(super) files: Vec<(FileNode<'m>, Arc<Scratch>)>,
-    pub(super) symlinks: Vec<(&'m Node, Arc<Scratch>)>,
+    pub(super) remove: Vec<OutputPath>,
+    pub(super) trees: Vec<Tree<'m>>,
+    pub(super) files: Vec<FileNode<'m>>,
+    pub(super) symlinks: Vec<&'m Node>,
     /// Files with the right bytes and another time than the one recorded.
     pub(super) times: Vec<FileNode<'m>>,
-    /// Directories whose mode has to be set at the end, in the order of their paths.
+    /// Directories that are there with another mode, in the order of their paths.
     pub(super) modes: Vec<(&'m Node, u32)>,
 }
 
-impl<'m> Merge<'m> {
-    fn new(base: Dir, base_path: PathBuf) -> Merge<'m> {
-        Merge {
-            base,
-            base_path,
-            remove: Vec::new(),
-            make: Vec::new(),
-            files: Vec::new(),
-            symlinks: Vec::new(),
-            times: Vec::new(),
-            modes: Vec::new(),
-        }
+/// A directory that is absent, and all that is below it: the first node is the directory itself.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Tree<'m> {
+    pub(super) nodes: &'m [Node],
+}
+
+impl<'m> Tree<'m> {
+    pub(super) fn root(&self) -> &'m OutputPath {
+        &self.nodes[0].path
     }
 }
 
 impl<'m> Plan<'m> {
     /// Looks at the workspace. Reads the files that might be right already.
     pub(super) fn make(
-        workspace: &Dir,
+        workspace: Workspace<'_>,
         manifest: &'m Manifest,
         materializer: &Materializer<'_>,
     ) -> Result<Plan<'m>> {
-        let mut planner =
-            Planner { workspace, materializer, anchors: BTreeMap::new(), plan: Plan { trees: Vec::new(), merges: Vec::new() } };
+        let mut planner = Planner {
+            workspace,
+            manifest,
+            materializer,
+            parents: None,
+            scattered: BTreeMap::new(),
+            merges: Vec::new(),
+        };
+        // Nodes that lie here and there, by position, so that each is looked at once.
         let mut scattered = BTreeSet::new();
         for root in &manifest.roots {
+            if workspace.is_in_store(&root.path) {
+                return Err(refuse(&root.path, "it lies in the store"));
+            }
             match root.kind {
-                RootKind::Directory => planner.directory(&root.path, manifest.nodes_below(&root.path))?,
+                RootKind::Directory => planner.directory_root(&root.path)?,
                 RootKind::File => {
                     scattered.extend(manifest.nodes.binary_search_by(|node| node.path.cmp(&root.path)).ok());
                 }
                 RootKind::Glob => {}
             }
         }
-        let globs = manifest.compiled_globs().unwrap_or_default();
-        let owners: BTreeSet<&OutputPath> = manifest
-            .roots
-            .iter()
-            .filter(|root| root.kind == RootKind::Directory)
-            .map(|root| &root.path)
-            .collect();
-        let is_in_directory_root = |path: &OutputPath| {
-            owners.contains(path) || path.ancestors().any(|ancestor| owners.contains(&ancestor))
-        };
-        if globs.iter().any(Option::is_some) {
-            for (index, node) in manifest.nodes.iter().enumerate() {
-                let is_matched = globs.iter().flatten().any(|glob| covers(glob, &node.path));
-                if is_matched && !is_in_directory_root(&node.path) {
-                    scattered.insert(index);
-                }
+        planner.globs(&mut scattered)?;
+        let mut next = 0;
+        for position in scattered {
+            // What lies below a tree comes with it.
+            if position >= next {
+                next = planner.scattered_node(position)?;
             }
         }
-        let base = workspace.open_beneath(Path::new("")).context("open the workspace", || ".")?;
-        let mut merge = Merge::new(base, PathBuf::new());
-        for (root, glob) in manifest.roots.iter().zip(&globs) {
-            if let Some(glob) = glob {
-                planner.glob_extras(&mut merge, manifest, &root.path, glob, &is_in_directory_root)?;
-            }
-        }
-        planner.scattered(&mut merge, scattered.into_iter().map(|index| &manifest.nodes[index]))?;
-        planner.plan.merges.push(merge);
-        Ok(planner.plan)
+        planner.finish()
     }
-}
-
-/// What an existing file is, compared with what would be restored.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Verdict {
-    Right,
-    OtherTime,
-    Wrong,
 }
 
 struct Planner<'a, 'm> {
-    workspace: &'a Dir,
+    workspace: Workspace<'a>,
+    manifest: &'m Manifest,
     materializer: &'a Materializer<'a>,
-    anchors: BTreeMap<PathBuf, Arc<Scratch>>,
-    plan: Plan<'m>,
+    /// The last parent that was opened; neighbours share one.
+    parents: Option<(PathBuf, Option<Dir>)>,
+    /// By mount: what is done from the workspace itself, and which files might be right.
+    scattered: BTreeMap<u64, (Merge<'m>, Vec<FileNode<'m>>)>,
+    merges: Vec<Merge<'m>>,
 }
 
 impl<'m> Planner<'_, 'm> {
-    fn directory(&mut self, root: &'m OutputPath, nodes: &'m [Node]) -> Result<()> {
-        let stat = self.look(root)?;
-        match stat.map(|stat| stat.kind) {
+    fn directory_root(&mut self, root: &'m OutputPath) -> Result<()> {
+        let found = match self.parent_of(root)? {
+            Some(parent) => parent.stat(root.name()).context("look at", || root)?,
+            None => None,
+        };
+        let nodes = self.manifest.nodes_below(root);
+        match found.map(|stat| stat.kind) {
             Some(FileKind::Symlink) => Err(refuse(root, "the output is a symlink; remove it, or cache its target")),
             Some(FileKind::Directory) => {
-                let base = self.workspace.open_beneath(root.as_path()).context("open", || root)?;
-                let anchor = self.workspace.open_beneath(root.as_path()).context("open", || root)?;
-                let scratch = self.anchor_at(anchor, root.as_path());
-                let mut merge = Merge::new(base, root.as_path().to_path_buf());
-                self.tree(&mut merge, &scratch, nodes)?;
-                self.plan.merges.push(merge);
+                let base = self.workspace.dir.open_beneath(root.as_path()).context("open", || root)?;
+                let mut merge = self.merge_at(base, root.as_path().to_path_buf(), root)?;
+                let candidates = Walk::run(&mut merge, self.workspace, nodes)?;
+                self.judge(&mut merge, &candidates)?;
+                self.merges.push(merge);
                 Ok(())
             }
             found => {
-                let scratch = self.anchor(root)?;
-                self.plan.trees.push(Tree { root, nodes, scratch, replaces: found.is_some() });
+                let (merge, _) = self.scattered_merge(root)?;
+                if found.is_some() {
+                    merge.remove.push(root.clone());
+                }
+                merge.trees.push(Tree { nodes });
                 Ok(())
             }
         }
     }
 
-    /// Compares an existing directory root, node by node, with the manifest.
-    fn tree(&self, merge: &mut Merge<'m>, scratch: &Arc<Scratch>, nodes: &'m [Node]) -> Result<()> {
-        let mut walk = Walk { scratch, merge, candidates: Vec::new(), nodes };
-        let base = walk.merge.base.open_beneath(Path::new("")).context("open", || &nodes[0].path)?;
-        walk.directory(&base, &nodes[0], &mut 1)?;
-        let candidates = std::mem::take(&mut walk.candidates);
-        for (file, verdict) in self.judge(merge, &candidates)? {
-            match verdict {
-                Verdict::Wrong => merge.files.push((file, Arc::clone(scratch))),
-                Verdict::OtherTime => merge.times.push(file),
-                Verdict::Right => {}
-            }
-        }
-        Ok(())
-    }
-
-    /// Compares nodes that lie here and there in the workspace.
-    fn scattered(&mut self, merge: &mut Merge<'m>, nodes: impl Iterator<Item = &'m Node>) -> Result<()> {
-        let mut candidates = Vec::new();
-        let mut last_parent: Option<(PathBuf, Option<Dir>)> = None;
-        for node in nodes {
-            let parent = node.path.parent();
-            if last_parent.as_ref().is_none_or(|(path, _)| path != parent) {
-                last_parent = Some((parent.to_path_buf(), self.open_parent(&node.path)?));
-            }
-            let dir = last_parent.as_ref().and_then(|(_, dir)| dir.as_ref());
-            let found = match dir {
-                Some(dir) => dir.stat(node.path.name()).context("look at", || &node.path)?,
-                None => None,
-            };
-            let scratch = self.anchor(&node.path)?;
-            let found_kind = found.map(|stat| stat.kind);
-            let is_link_node = matches!(node.kind, NodeKind::Symlink { .. });
-            if found_kind == Some(FileKind::Symlink) && !is_link_node {
-                return Err(refuse(&node.path, "the output is a symlink; remove it, or cache its target"));
-            }
-            compare(merge, &scratch, &mut candidates, node, found, dir)?;
-        }
-        for (file, verdict) in self.judge(merge, &candidates)? {
-            match verdict {
-                Verdict::Wrong => merge.files.push((file, self.anchor(&file.node.path)?)),
-                Verdict::OtherTime => merge.times.push(file),
-                Verdict::Right => {}
-            }
-        }
-        Ok(())
-    }
-
-    /// Finds what a pattern matches and the manifest does not have.
-    fn glob_extras(
-        &mut self,
-        merge: &mut Merge<'m>,
-        manifest: &Manifest,
-        pattern: &OutputPath,
-        glob: &GlobMatcher,
-        is_in_directory_root: &dyn Fn(&OutputPath) -> bool,
-    ) -> Result<()> {
-        let prefix = literal_prefix(pattern);
-        let start = prefix.as_ref().map_or(Path::new(""), OutputPath::as_path);
-        let dir = match self.workspace.open_beneath(start) {
-            Ok(dir) => dir,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            Err(error) if disk::is_not_a_directory(&error) => {
-                return Err(refuse(pattern, "a symlink, or something else that is no directory, is in the way"));
-            }
-            Err(error) => return Err(error).context("open", || start),
+    /// Finds what patterns own: nodes to restore, and files that the task had not left.
+    fn globs(&mut self, scattered: &mut BTreeSet<usize>) -> Result<()> {
+        let globs = self.manifest.compiled_globs()?;
+        let roots = &self.manifest.roots;
+        let directories: BTreeSet<&OutputPath> =
+            roots.iter().filter(|root| root.kind == RootKind::Directory).map(|root| &root.path).collect();
+        let is_in_directory_root = |path: &OutputPath| {
+            directories.contains(path) || path.ancestors().any(|ancestor| directories.contains(&ancestor))
         };
-        let mut extras = Vec::new();
-        let search = ExtraSearch { manifest, glob, is_in_directory_root };
-        search.walk(&dir, prefix.as_ref(), false, &mut extras)?;
-        for path in extras {
-            let scratch = self.anchor(&path)?;
-            merge.remove.push((path, scratch));
+        for (root, glob) in roots.iter().zip(&globs) {
+            let Some(glob) = glob else { continue };
+            for (position, node) in self.manifest.nodes.iter().enumerate() {
+                if covers(glob, &node.path) && !is_in_directory_root(&node.path) {
+                    scattered.insert(position);
+                }
+            }
+            let search =
+                extras::Search { workspace: self.workspace, manifest: self.manifest, glob, is_in_directory_root: &is_in_directory_root };
+            for path in search.run(&root.path)? {
+                self.scattered_merge(&path)?.0.remove.push(path);
+            }
         }
         Ok(())
+    }
+
+    /// Compares one node that lies anywhere. Returns the position of the next one to look at.
+    fn scattered_node(&mut self, position: usize) -> Result<usize> {
+        let node = &self.manifest.nodes[position];
+        let found = match self.parent_of(&node.path)? {
+            Some(parent) => parent.stat(node.path.name()).context("look at", || &node.path)?,
+            None => None,
+        };
+        let is_link_node = matches!(node.kind, NodeKind::Symlink { .. });
+        if found.is_some_and(|stat| stat.kind == FileKind::Symlink) && !is_link_node {
+            return Err(refuse(&node.path, "the output is a symlink; remove it, or cache its target"));
+        }
+        let workspace = self.workspace;
+        let text = match (is_link_node, found, self.parent_of(&node.path)?) {
+            (true, Some(stat), Some(parent)) if stat.kind == FileKind::Symlink => {
+                Some(parent.read_link(node.path.name()).context("read the symlink", || &node.path)?)
+            }
+            _ => None,
+        };
+        let below = self.manifest.nodes_below(&node.path);
+        let (merge, candidates) = self.scattered_merge(&node.path)?;
+        let is_tree = compare(merge, candidates, workspace, node, below, found, text)?;
+        Ok(if is_tree { position + below.len() } else { position + 1 })
+    }
+
+    fn finish(mut self) -> Result<Plan<'m>> {
+        for (mut merge, candidates) in std::mem::take(&mut self.scattered).into_values() {
+            self.judge(&mut merge, &candidates)?;
+            // Patterns may overlap; what goes with its directory needs no mention.
+            merge.remove.sort();
+            merge.remove.dedup_by(|later, kept| kept.contains(later));
+            self.merges.push(merge);
+        }
+        Ok(Plan { merges: self.merges })
     }
 
     /// Reads, on several threads, the files that might be right already.
-    fn judge(&self, merge: &Merge<'m>, candidates: &[FileNode<'m>]) -> Result<Vec<(FileNode<'m>, Verdict)>> {
-        let judged = Mutex::new(Vec::with_capacity(candidates.len()));
+    fn judge(&self, merge: &mut Merge<'m>, candidates: &[FileNode<'m>]) -> Result<()> {
+        let judged = Mutex::new((Vec::new(), Vec::new()));
         parallel::for_each(candidates, |file| {
             self.materializer.cancel.check()?;
             let relative = relative(&merge.base_path, &file.node.path);
             let parent = relative.parent().unwrap_or(Path::new(""));
             let dir = merge.base.open_beneath(parent).context("open the folder of", || &file.node.path)?;
             let verdict = self.judge_one(&dir, file)?;
+            let mut judged = judged.lock().unwrap_or_else(PoisonError::into_inner);
+            match verdict {
+                Verdict::Wrong => judged.0.push(*file),
+                Verdict::OtherTime => judged.1.push(*file),
+                Verdict::Right => {}
+            }
             if verdict != Verdict::Wrong {
                 self.materializer.counters.count(Method::Kept, file.size_bytes);
             }
-            judged.lock().unwrap_or_else(PoisonError::into_inner).push((*file, verdict));
             Ok(())
         })?;
-        Ok(judged.into_inner().unwrap_or_else(PoisonError::into_inner))
+        let (wrong, other_time) = judged.into_inner().unwrap_or_else(PoisonError::into_inner);
+        merge.files.extend(wrong);
+        merge.times.extend(other_time);
+        Ok(())
     }
 
     /// Whether an existing file is what would be restored: a link to the intact blob where links
@@ -282,61 +273,113 @@ impl<'m> Planner<'_, 'm> {
         }
     }
 
-    /// What is at a path now; `None` also if a directory on the way is missing.
-    fn look(&self, path: &OutputPath) -> Result<Option<FileStat>> {
-        match self.open_parent(path)? {
-            Some(parent) => parent.stat(path.name()).context("look at", || path),
-            None => Ok(None),
+    /// The merge that works from the workspace on the mount where `path` lies, or would.
+    fn scattered_merge(&mut self, path: &OutputPath) -> Result<(&mut Merge<'m>, &mut Vec<FileNode<'m>>)> {
+        let (nearest, nearest_path) = self.nearest(path)?;
+        let mount = nearest.mount().context("look at the folder of", || path)?;
+        if let Entry::Vacant(place) = self.scattered.entry(mount) {
+            let base = self.workspace.dir.open_beneath(Path::new("")).context("open the workspace", || ".")?;
+            let scratch = scratch_near(self.workspace.dir, nearest, nearest_path)?;
+            place.insert((Merge::new(base, PathBuf::new(), scratch), Vec::new()));
         }
+        let (merge, candidates) = self.scattered.get_mut(&mount).expect("inserted above");
+        Ok((merge, candidates))
     }
 
-    fn open_parent(&self, path: &OutputPath) -> Result<Option<Dir>> {
-        match self.workspace.open_beneath(path.parent()) {
-            Ok(parent) => Ok(Some(parent)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) if disk::is_not_a_directory(&error) => {
-                Err(refuse(path, "a symlink, or something else that is no directory, is in the way"))
-            }
-            Err(error) => Err(error).context("open the folder of", || path),
-        }
+    fn merge_at(&self, base: Dir, base_path: PathBuf, root: &OutputPath) -> Result<Merge<'m>> {
+        let again = base.open_beneath(Path::new("")).context("open", || root)?;
+        let scratch = scratch_near(self.workspace.dir, again, base_path.clone())?;
+        Ok(Merge::new(base, base_path, scratch))
     }
 
-    /// The scratch directory in the nearest directory above `path` that exists.
-    fn anchor(&mut self, path: &OutputPath) -> Result<Arc<Scratch>> {
+    /// The nearest directory above `path` that exists.
+    fn nearest(&self, path: &OutputPath) -> Result<(Dir, PathBuf)> {
         let mut above = path.parent();
         loop {
-            if let Some(scratch) = self.anchors.get(above) {
-                return Ok(Arc::clone(scratch));
-            }
-            match self.workspace.open_beneath(above) {
-                Ok(dir) => return Ok(self.anchor_at(dir, above)),
+            match self.workspace.dir.open_beneath(above) {
+                Ok(dir) => return Ok((dir, above.to_path_buf())),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {
                     above = above.parent().unwrap_or(Path::new(""));
+                }
+                Err(error) if disk::is_not_a_directory(&error) => {
+                    return Err(refuse(path, "a symlink, or something else that is no directory, is in the way"));
                 }
                 Err(error) => return Err(error).context("open the folder of", || path),
             }
         }
     }
 
-    fn anchor_at(&mut self, dir: Dir, path: &Path) -> Arc<Scratch> {
-        let make = || Arc::new(Scratch::new(dir, path.to_path_buf()));
-        Arc::clone(self.anchors.entry(path.to_path_buf()).or_insert_with(make))
+    /// The directory that holds `path`; `None` if it is missing.
+    fn parent_of(&mut self, path: &OutputPath) -> Result<Option<&Dir>> {
+        let parent = path.parent();
+        if self.parents.as_ref().is_none_or(|(at, _)| at != parent) {
+            let opened = match self.workspace.dir.open_beneath(parent) {
+                Ok(dir) => Some(dir),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+                Err(error) if disk::is_not_a_directory(&error) => {
+                    return Err(refuse(path, "a symlink, or something else that is no directory, is in the way"));
+                }
+                Err(error) => return Err(error).context("open the folder of", || path),
+            };
+            self.parents = Some((parent.to_path_buf(), opened));
+        }
+        Ok(self.parents.as_ref().and_then(|(_, dir)| dir.as_ref()))
+    }
+}
+
+/// What an existing file is, compared with what would be restored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Verdict {
+    Right,
+    OtherTime,
+    Wrong,
+}
+
+impl<'m> Merge<'m> {
+    fn new(base: Dir, base_path: PathBuf, scratch: Scratch) -> Merge<'m> {
+        Merge {
+            base,
+            base_path,
+            scratch,
+            remove: Vec::new(),
+            trees: Vec::new(),
+            files: Vec::new(),
+            symlinks: Vec::new(),
+            times: Vec::new(),
+            modes: Vec::new(),
+        }
     }
 }
 
 /// A walk of an existing tree and a run of sorted nodes side by side.
 struct Walk<'w, 'm> {
-    scratch: &'w Arc<Scratch>,
     merge: &'w mut Merge<'m>,
-    candidates: Vec<FileNode<'m>>,
+    workspace: Workspace<'w>,
     nodes: &'m [Node],
+    device: u64,
+    candidates: Vec<FileNode<'m>>,
 }
 
 impl<'m> Walk<'_, 'm> {
+    /// Compares an existing directory root with its nodes; returns the files that might be right.
+    fn run(merge: &mut Merge<'m>, workspace: Workspace<'_>, nodes: &'m [Node]) -> Result<Vec<FileNode<'m>>> {
+        let base = merge.base.open_beneath(Path::new("")).context("open", || &nodes[0].path)?;
+        let device = base.stat_self().context("look at", || &nodes[0].path)?.device;
+        let mut walk = Walk { merge, workspace, nodes, device, candidates: Vec::new() };
+        walk.directory(&base, &nodes[0], &mut 1)?;
+        Ok(walk.candidates)
+    }
+
     /// `next` is the position of the first node below `at`.
     fn directory(&mut self, dir: &Dir, at: &'m Node, next: &mut usize) -> Result<()> {
+        let stat = dir.stat_self().context("look at", || &at.path)?;
+        if stat.device != self.device {
+            return Err(refuse(&at.path, "another filesystem is mounted within the output"));
+        }
+        if identity::is_store(dir) {
+            return Err(refuse(&at.path, "it is a store"));
+        }
         if let NodeKind::Directory { mode } = at.kind {
-            let stat = dir.stat_self().context("look at", || &at.path)?;
             if stat.mode & 0o777 != mode {
                 self.merge.modes.push((at, mode));
             }
@@ -344,7 +387,6 @@ impl<'m> Walk<'_, 'm> {
         let entries = dir.entries().context("list", || &at.path)?;
         let mut entries: BTreeMap<OsString, FileKind> = entries.into_iter().collect();
         while let Some(node) = self.nodes.get(*next).filter(|node| at.path.contains(&node.path)) {
-            *next += 1;
             let name = node.path.name();
             let found = match entries.remove(name) {
                 Some(_) => dir.stat(name).context("look at", || &node.path)?,
@@ -352,116 +394,98 @@ impl<'m> Walk<'_, 'm> {
             };
             let is_directory = found.is_some_and(|stat| stat.kind == FileKind::Directory);
             if is_directory && matches!(node.kind, NodeKind::Directory { .. }) {
+                *next += 1;
                 let child = dir.open_child(name).context("open", || &node.path)?;
                 self.directory(&child, node, next)?;
                 continue;
             }
-            compare(self.merge, self.scratch, &mut self.candidates, node, found, Some(dir))?;
-            // Nothing is there, so all that is below is new.
-            while let Some(below) = self.nodes.get(*next).filter(|below| node.path.contains(&below.path)) {
-                *next += 1;
-                compare(self.merge, self.scratch, &mut self.candidates, below, None, None)?;
-            }
+            let text = match found {
+                Some(stat) if stat.kind == FileKind::Symlink => {
+                    Some(dir.read_link(name).context("read the symlink", || &node.path)?)
+                }
+                _ => None,
+            };
+            let rest = &self.nodes[*next..];
+            let below = &rest[..rest.iter().take_while(|below| node.path.contains(&below.path)).count()];
+            compare(self.merge, &mut self.candidates, self.workspace, node, below, found, text)?;
+            *next += below.len();
         }
         for (name, kind) in entries {
             if is_scratch(&name) || (kind == FileKind::Directory && is_store(dir, &name)) {
                 continue;
             }
             let path = at.path.join(&name).map_err(|error| refuse(&at.path, error.0))?;
-            self.merge.remove.push((path, Arc::clone(self.scratch)));
+            if !self.workspace.holds_store(&path) {
+                self.merge.remove.push(path);
+            }
         }
         Ok(())
     }
 }
 
-/// Notes what one node needs, given what is at its place.
+/// Notes what one node needs, given what is at its place (and, of a symlink, its text). `below` is
+/// the node with all that is below it. Returns whether that became a tree.
 fn compare<'m>(
     merge: &mut Merge<'m>,
-    scratch: &Arc<Scratch>,
     candidates: &mut Vec<FileNode<'m>>,
+    workspace: Workspace<'_>,
     node: &'m Node,
+    below: &'m [Node],
     found: Option<FileStat>,
-    dir: Option<&Dir>,
-) -> Result<()> {
+    text: Option<OsString>,
+) -> Result<bool> {
     let found_kind = found.map(|stat| stat.kind);
-    match &node.kind {
-        NodeKind::Directory { mode } => {
-            match found {
-                Some(stat) if stat.kind == FileKind::Directory => {
-                    if stat.mode & 0o777 != *mode {
-                        merge.modes.push((node, *mode));
-                    }
-                    return Ok(());
-                }
-                Some(_) => merge.remove.push((node.path.clone(), Arc::clone(scratch))),
-                None => {}
-            }
-            merge.make.push(node);
-            merge.modes.push((node, *mode));
+    if found_kind == Some(FileKind::Directory) && !matches!(node.kind, NodeKind::Directory { .. }) {
+        if workspace.holds_store(&node.path) {
+            return Err(refuse(&node.path, "a directory that holds the store is in the way"));
         }
+        merge.remove.push(node.path.clone());
+    }
+    match &node.kind {
+        NodeKind::Directory { mode } => match found {
+            Some(stat) if stat.kind == FileKind::Directory => {
+                if stat.mode & 0o777 != *mode {
+                    merge.modes.push((node, *mode));
+                }
+            }
+            found => {
+                if found.is_some() {
+                    merge.remove.push(node.path.clone());
+                }
+                merge.trees.push(Tree { nodes: below });
+                return Ok(true);
+            }
+        },
         NodeKind::File { .. } => {
             let file = FileNode::of(node).expect("matched as a file");
-            match found_kind {
-                Some(FileKind::Regular) => {
-                    candidates.push(file);
-                    return Ok(());
-                }
-                Some(FileKind::Directory) => merge.remove.push((node.path.clone(), Arc::clone(scratch))),
-                _ => {}
-            }
-            merge.files.push((file, Arc::clone(scratch)));
+            let list = if found_kind == Some(FileKind::Regular) { candidates } else { &mut merge.files };
+            list.push(file);
         }
         NodeKind::Symlink { target } => {
-            if let (Some(FileKind::Symlink), Some(dir)) = (found_kind, dir) {
-                let text = dir.read_link(node.path.name()).context("read the symlink", || &node.path)?;
-                if text.as_bytes() == &**target {
-                    return Ok(());
-                }
-            }
-            if found_kind == Some(FileKind::Directory) {
-                merge.remove.push((node.path.clone(), Arc::clone(scratch)));
-            }
-            merge.symlinks.push((node, Arc::clone(scratch)));
-        }
-    }
-    Ok(())
-}
-
-struct ExtraSearch<'a> {
-    manifest: &'a Manifest,
-    glob: &'a GlobMatcher,
-    is_in_directory_root: &'a dyn Fn(&OutputPath) -> bool,
-}
-
-impl ExtraSearch<'_> {
-    fn walk(&self, dir: &Dir, at: Option<&OutputPath>, is_owned: bool, extras: &mut Vec<OutputPath>) -> Result<()> {
-        let here = || at.map_or(Path::new("."), OutputPath::as_path);
-        for (name, kind) in dir.entries().context("list", here)? {
-            if is_scratch(&name) || (kind == FileKind::Directory && is_store(dir, &name)) {
-                continue;
-            }
-            let path = match at {
-                Some(at) => at.join(&name),
-                None => OutputPath::from_bytes(name.as_bytes()),
-            };
-            let Ok(path) = path else { continue };
-            if (self.is_in_directory_root)(&path) {
-                continue;
-            }
-            let is_owned = is_owned || self.glob.is_match(path.as_path());
-            if is_owned && self.manifest.node(&path).is_none() {
-                extras.push(path);
-            } else if kind == FileKind::Directory {
-                let child = dir.open_child(&name).context("open", || &path)?;
-                self.walk(&child, Some(&path), is_owned, extras)?;
+            if text.is_none_or(|text| text.as_bytes() != &**target) {
+                merge.symlinks.push(node);
             }
         }
-        Ok(())
     }
+    Ok(false)
+}
+
+/// A place for private files on the mount of `near`: the top of the workspace where that is on the
+/// same mount and may be written to, since tools that watch an output should see as little as
+/// possible; else `near` itself.
+fn scratch_near(workspace: &Dir, near: Dir, near_path: PathBuf) -> Result<Scratch> {
+    let top = workspace.open_beneath(Path::new("")).context("open the workspace", || ".")?;
+    let mount = near.mount().context("look at", || &near_path)?;
+    let mut anchors = Vec::new();
+    if top.mount().context("look at the workspace", || ".")? == mount {
+        anchors.push((top, PathBuf::new()));
+    }
+    anchors.push((near, near_path));
+    Ok(Scratch::new(anchors))
 }
 
 /// A store within an output belongs to nobody's task.
-fn is_store(dir: &Dir, name: &OsStr) -> bool {
+pub(super) fn is_store(dir: &Dir, name: &OsStr) -> bool {
     dir.open_child(name).is_ok_and(|child| identity::is_store(&child))
 }
 

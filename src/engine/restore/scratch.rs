@@ -1,9 +1,9 @@
-//! Scratch: private directories in the workspace, where a restore stages what it will rename into
+//! Scratch: a private directory in the workspace, where a restore stages what it will rename into
 //! place, and where it puts what has to go.
 //!
-//! One for each directory that is certain to lie on the same mount as the names it serves. Made
-//! when first needed, so a restore that finds everything in place writes nothing. What a killed
-//! restore left is removed by the next one that comes by.
+//! One for each mount, since a rename works within one. Made when first needed, so a restore that
+//! finds everything in place writes nothing. What a killed restore left is removed by the next one
+//! that comes by.
 
 use crate::disk::{Claim, Dir, layout, remove_if_dead};
 use crate::error::{Context, Result};
@@ -16,27 +16,33 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 #[derive(Debug)]
 pub(super) struct Scratch {
-    anchor: Dir,
-    path: PathBuf,
-    claim: OnceLock<Claim>,
+    /// Directories on the mount; the first that may be written to is taken.
+    anchors: Vec<(Dir, PathBuf)>,
+    made: OnceLock<Made>,
     counter: AtomicU64,
 }
 
+#[derive(Debug)]
+struct Made {
+    anchor: usize,
+    claim: Claim,
+}
+
 impl Scratch {
-    pub(super) fn new(anchor: Dir, path: PathBuf) -> Scratch {
-        Scratch { anchor, path, claim: OnceLock::new(), counter: AtomicU64::new(0) }
+    pub(super) fn new(anchors: Vec<(Dir, PathBuf)>) -> Scratch {
+        Scratch { anchors, made: OnceLock::new(), counter: AtomicU64::new(0) }
     }
 
     /// The private directory, made if need be.
     pub(super) fn dir(&self) -> Result<&Dir> {
-        if self.claim.get().is_none() {
-            let claim = self.make().context("make a private directory in", || &self.path)?;
-            if let Err(unused) = self.claim.set(claim) {
+        if self.made.get().is_none() {
+            let made = self.make()?;
+            if let Err(unused) = self.made.set(made) {
                 // Another thread was faster.
-                let _ = self.anchor.remove_dir(&unused.name);
+                let _ = self.anchors[unused.anchor].0.remove_dir(&unused.claim.name);
             }
         }
-        Ok(&self.claim.get().expect("set above").dir)
+        Ok(&self.made.get().expect("set above").claim.dir)
     }
 
     /// A name that nobody uses in [`Scratch::dir`].
@@ -44,35 +50,52 @@ impl Scratch {
         self.counter.fetch_add(1, Ordering::Relaxed).to_string().into()
     }
 
-    /// Moves `name` of `dir` in here, to be removed at the end.
+    /// Moves `name` of `dir` in here, to be removed at the end. Nothing to do if it is gone.
     pub(super) fn take_away(&self, dir: &Dir, name: &OsStr) -> Result<()> {
         let (trash, trash_name) = (self.dir()?, self.new_name());
-        let path = || self.path.join(name);
-        match dir.rename(name, trash, &trash_name) {
+        let renamed = match dir.rename(name, trash, &trash_name) {
             // A directory needs write permission on itself to get another parent.
-            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-                dir.open_child(name).and_then(|own| own.set_mode_self(0o700)).context("remove", path)?;
-                dir.rename(name, trash, &trash_name).context("remove", path)
-            }
-            renamed => renamed.context("remove", path),
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => dir
+                .open_child(name)
+                .and_then(|own| own.set_mode_self(0o700))
+                .and_then(|()| dir.rename(name, trash, &trash_name)),
+            renamed => renamed,
+        };
+        match renamed {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            renamed => renamed.context("remove", || name),
         }
     }
 
-    fn make(&self) -> io::Result<Claim> {
-        for (name, _) in self.anchor.entries()? {
-            if is_scratch(&name) {
-                remove_if_dead(&self.anchor, &name);
+    fn make(&self) -> Result<Made> {
+        let mut refused = None;
+        for (index, (anchor, path)) in self.anchors.iter().enumerate() {
+            match make_in(anchor) {
+                Ok(claim) => return Ok(Made { anchor: index, claim }),
+                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                    refused = Some(Err(error).context("make a private directory in", || path));
+                }
+                Err(error) => return Err(error).context("make a private directory in", || path),
             }
         }
-        Claim::make(&self.anchor, layout::RESTORE_PREFIX)
+        refused.unwrap_or_else(|| Err(io::ErrorKind::NotFound.into()).context("find the workspace", || "."))
     }
+}
+
+fn make_in(anchor: &Dir) -> io::Result<Claim> {
+    for (name, _) in anchor.entries()? {
+        if is_scratch(&name) {
+            remove_if_dead(anchor, &name);
+        }
+    }
+    Claim::make(anchor, layout::RESTORE_PREFIX)
 }
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        if let Some(claim) = self.claim.take() {
+        if let Some(made) = self.made.take() {
             // Best effort: a later restore tries again.
-            let _ = self.anchor.remove_all(&claim.name);
+            let _ = self.anchors[made.anchor].0.remove_all(&made.claim.name);
         }
     }
 }
