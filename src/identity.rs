@@ -238,7 +238,7 @@ impl Identity {
             self.root.rename(name.as_ref(), &self.root, layout::IDENTITY.as_ref())
         })();
         if written.is_err() {
-            // Best effort; the name is swept with the next open.
+            // Best effort; a repair sweeps what stays.
             let _ = self.root.unlink(name.as_ref());
         }
         written?;
