@@ -12,6 +12,8 @@
 //!   barrier.lock          flock: while the filesystem is synced
 //!   index.redb            task digest -> stamp of its manifest; can be lost
 //!   settings.toml         written by people: options of the store as a whole
+//!   index.seal            stamp of the index as its last writer left it
+//!   index.lock            flock: while the index is written to
 //!   stamps                64-byte slots: blob -> stamp, epoch; can be lost
 //!   blobs/ab/cdef..       contents, mode 0444
 //!   blobs/ab/cdef...555   the same contents with mode 0555 (or 0500, 0400, ...)
@@ -37,6 +39,8 @@ pub(crate) const LOCK: &str = "lock";
 pub(crate) const IN_USE: &str = "in-use";
 pub(crate) const PINS: &str = "pins";
 pub(crate) const INDEX: &str = "index.redb";
+pub(crate) const INDEX_LOCK: &str = "index.lock";
+pub(crate) const INDEX_SEAL: &str = "index.seal";
 pub(crate) const STAMPS: &str = "stamps";
 pub(crate) const SETTINGS: &str = "settings.toml";
 pub(crate) const BLOBS: &str = "blobs";
@@ -54,7 +58,7 @@ pub(crate) const RESTORE_PREFIX: &str = ".larder-restore-";
 /// Whether a name in the root of a store is one that we write. Replaced files have a random suffix
 /// while they are made.
 pub(crate) fn is_ours(name: &str) -> bool {
-    const FILES: [&str; 11] = [
+    const FILES: [&str; 13] = [
         FORMAT,
         CACHEDIR_TAG,
         IDENTITY,
@@ -64,6 +68,8 @@ pub(crate) fn is_ours(name: &str) -> bool {
         IN_USE,
         PINS,
         INDEX,
+        INDEX_LOCK,
+        INDEX_SEAL,
         STAMPS,
         SETTINGS,
     ];

@@ -185,9 +185,7 @@ impl Cache {
         let decoded = match load(&self.inner.manifests, &shard.name, task) {
             Ok(decoded) => decoded,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) if error.kind() == io::ErrorKind::InvalidInput || disk::is_unreadable(&error) => {
-                Err(DecodeError::Checksum)
-            }
+            Err(error) if is_no_manifest(&error) => Err(DecodeError::Checksum),
             Err(error) => return Err(error).context("read", path),
         };
         match decoded {
@@ -228,6 +226,11 @@ pub(super) fn load(
     let mut bytes = Vec::new();
     disk::read_exactly(&file, stat.size_bytes as usize, &mut bytes)?;
     Ok(Manifest::decode(&bytes, task).map(|manifest| (manifest, stat)))
+}
+
+/// Whether an error speaks of what lies at the name: no regular file, or one that cannot be read.
+fn is_no_manifest(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::InvalidInput || disk::is_unreadable(error) || disk::is_not_a_directory(error)
 }
 
 pub(super) fn row_of(manifest: &Manifest, stat: &FileStat) -> Row {

@@ -141,7 +141,7 @@ impl Cache {
         };
         let blobs = BlobStore::open(&root, &path, Arc::clone(&identity))?;
         blobs.sweep_staging();
-        let index = Index::new(again()?, &path, identity.row_key(), options.index_cache_bytes);
+        let index = Index::new(again()?, again()?, &path, identity.row_key(), options.index_cache_bytes);
         let (manifests, leases) = (folder(layout::MANIFESTS)?, folder(layout::LEASES)?);
         let inner = Inner {
             path,

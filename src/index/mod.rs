@@ -10,17 +10,21 @@
 //!   redb's own lock.
 //!
 //! redb is used in `ConcurrencyMode::MultiWriter`. Weaknesses that are designed around, as measured
-//! with redb 4.6: pages are not checked on read (flipped bits gave wrong values, lost keys and
-//! panics, so rows carry checksums and panics are contained); `create` is not crash-safe (so the
-//! file is made under another name, synced and linked into place); a read-only open fails after a
-//! crash (then the manifests alone answer).
+//! with redb 4.6: pages are not checked on read (flipped bits gave wrong values, lost keys, panics,
+//! and panics during the clean-up after a panic, which end the process: so rows carry checksums, a
+//! file that somebody else wrote to is checked whole before it is used (`seal`), and other panics
+//! are contained); `create` is not crash-safe (so the file is made under another name, synced and
+//! linked into place); a read-only open fails after a crash (then the manifests alone answer).
 //!
 //! Left to others: what a manifest says (`manifest`), where it lies (`engine`).
 
 mod record;
+mod seal;
 mod tables;
 
 pub(crate) use record::Row;
+
+use seal::Seal;
 
 use crate::disk::{self, Dir, FileKind, Placed, layout};
 use crate::key::TaskDigest;
@@ -43,6 +47,7 @@ pub(crate) struct Index {
     root: Dir,
     path: PathBuf,
     key: [u8; 32],
+    seal: Seal,
     cache_bytes: usize,
     state: RwLock<State>,
     queue: Mutex<Queue>,
@@ -80,8 +85,9 @@ enum Failure {
 
 impl Index {
     /// Prepares the index of the store at `path`; does no I/O before the first use.
-    pub(crate) fn new(root: Dir, path: &Path, key: [u8; 32], cache_bytes: usize) -> Index {
+    pub(crate) fn new(root: Dir, seal_root: Dir, path: &Path, key: [u8; 32], cache_bytes: usize) -> Index {
         Index {
+            seal: Seal::new(seal_root, key),
             root,
             path: path.to_path_buf(),
             key,
@@ -190,7 +196,7 @@ impl Index {
 
     /// Removes the index, so that the next use makes a new one.
     pub(crate) fn discard(&self) {
-        close(&mut self.lock_state());
+        self.close(&mut self.lock_state());
         // Best effort: rows are checked one by one in any case.
         let _ = self.root.unlink(layout::INDEX.as_ref());
     }
@@ -215,7 +221,9 @@ impl Index {
             let written = {
                 let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
                 let State::Open { database, .. } = &*state else { return };
-                contain(|| {
+                // Without the lock there is no seal, and the next open checks.
+                let _lock = self.seal.lock();
+                let written = contain(|| {
                     let transaction = database.begin_write()?;
                     {
                         let mut table = transaction.open_table(tables::TASKS)?;
@@ -232,7 +240,11 @@ impl Index {
                     }
                     transaction.commit()?;
                     Ok(())
-                })
+                });
+                if written.is_ok() {
+                    self.seal.set();
+                }
+                written
             };
             match written {
                 Ok(()) => return,
@@ -271,6 +283,7 @@ impl Index {
     }
 
     fn open_file(&self) -> Result<State, Failure> {
+        let _lock = self.seal.lock().map_err(|_| Failure::Refused)?;
         let name = layout::INDEX.as_ref();
         let stat = match self.root.stat(name).map_err(|_| Failure::Refused)? {
             Some(stat) => stat,
@@ -283,12 +296,15 @@ impl Index {
             return Err(Failure::Damaged);
         }
         let path = self.path.join(layout::INDEX);
+        let is_sealed = self.seal.fits();
         let database = contain(|| {
-            let database = self.builder().open(&path)?;
+            let database = self.builder().set_check_integrity_on_open(!is_sealed).open(&path)?;
             // A file of another make opens, but has no such table.
             database.begin_read()?.open_table(tables::TASKS)?;
             Ok(database)
         })?;
+        // Opening marks the file.
+        self.seal.set();
         Ok(State::Open { database, inode: stat.inode })
     }
 
@@ -330,7 +346,7 @@ impl Index {
         };
         let found = self.root.stat(layout::INDEX.as_ref()).ok().flatten();
         if found.is_none_or(|stat| stat.inode != inode) {
-            close(&mut self.lock_state());
+            self.close(&mut self.lock_state());
         }
     }
 
@@ -339,18 +355,33 @@ impl Index {
         match failure {
             Failure::Damaged => self.set_aside(&mut state),
             // redb latches after an I/O error; a new open starts afresh.
-            Failure::Refused => close(&mut state),
+            Failure::Refused => self.close(&mut state),
         }
     }
 
     fn set_aside(&self, state: &mut State) {
-        close(state);
+        self.close(state);
         self.was_set_aside.store(true, Ordering::Relaxed);
         let Ok(quarantine) = self.root.open_child(layout::QUARANTINE.as_ref()) else { return };
         let Ok(random) = disk::random_name() else { return };
         let kept = format!("{}-index-{random}", disk::now().seconds);
         // Best effort: if it cannot be moved, the next open meets it again and finds it damaged.
         let _ = self.root.rename(layout::INDEX.as_ref(), &quarantine, kept.as_ref());
+    }
+
+    /// Closes the database, which writes to its file; a damaged one may panic even then. Only a file
+    /// that was well before, and closed well, is sealed again.
+    fn close(&self, state: &mut State) {
+        let old = std::mem::replace(state, State::Closed);
+        if !matches!(old, State::Open { .. }) {
+            return;
+        }
+        let _lock = self.seal.lock();
+        let was_sealed = self.seal.fits();
+        let closed = catch_unwind(AssertUnwindSafe(|| drop(old)));
+        if was_sealed && closed.is_ok() {
+            self.seal.set();
+        }
     }
 
     fn lock_state(&self) -> RwLockWriteGuard<'_, State> {
@@ -365,14 +396,8 @@ impl Index {
 impl Drop for Index {
     fn drop(&mut self) {
         self.flush();
-        close(&mut self.lock_state());
+        self.close(&mut self.lock_state());
     }
-}
-
-/// Closes the database; a damaged one may panic even then.
-fn close(state: &mut State) {
-    let old = std::mem::replace(state, State::Closed);
-    let _ = catch_unwind(AssertUnwindSafe(|| drop(old)));
 }
 
 /// Runs redb calls. A panic in them means a damaged file, as do most of its errors.

@@ -1,0 +1,143 @@
+//! What the benchmarks share: where they work, the tree that they store, and (in `floor`) the plain
+//! loops beside which their numbers stand.
+#![allow(dead_code, reason = "each benchmark uses a part of it")]
+
+pub(crate) mod floor;
+
+use criterion::Criterion;
+use larder::{CacheEntry, OutputDeclaration};
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Once;
+use std::time::Duration;
+use tempfile::TempDir;
+
+const FILES: usize = 2_000;
+const FOLDERS: usize = 150;
+/// Chosen because 2,000 sizes drawn from it have the intended median and mean.
+const SEED: u64 = 0x9e37_79b9_7f4a_7c1a;
+const SIZE_BYTES_MEDIAN: f64 = 1_500.0;
+/// Of a log-normal distribution whose mean is 8 KB: `exp(sigma² / 2)` is mean over median.
+const SIZE_SIGMA: f64 = 1.83;
+const DUPLICATE_SHARE: f64 = 0.15;
+const EXECUTABLE_SHARE: f64 = 0.03;
+const ROOT: &str = "tree";
+
+/// For benchmarks that handle a whole tree in each iteration; the others need less.
+pub(crate) const TREE_TIME: Duration = Duration::from_millis(1_500);
+
+/// Few samples and short times: all benchmarks together take about a minute.
+pub(crate) fn criterion() -> Criterion {
+    Criterion::default()
+        .without_plots()
+        .sample_size(10)
+        .nresamples(5_000)
+        .warm_up_time(Duration::from_millis(200))
+        .measurement_time(Duration::from_millis(600))
+}
+
+/// A new folder in `LARDER_BENCH_DIR`, else in the system's folder for temporary files.
+pub(crate) fn place() -> TempDir {
+    static HINT: Once = Once::new();
+    let chosen = std::env::var_os("LARDER_BENCH_DIR");
+    if chosen.is_none() {
+        HINT.call_once(hint);
+    }
+    let parent = chosen.map_or_else(std::env::temp_dir, PathBuf::from);
+    let made = tempfile::Builder::new().prefix("larder-bench-").tempdir_in(parent);
+    made.expect("the folder of the benchmarks takes a new folder")
+}
+
+#[expect(clippy::print_stderr, reason = "a word to the person who runs the benchmarks")]
+fn hint() {
+    eprintln!(
+        "hint: LARDER_BENCH_DIR is not set; measure the creation of files on a fresh journaled \
+         image, see scripts/filesystems.sh"
+    );
+}
+
+/// The same tree in each run, in a workspace of its own that is removed with it.
+#[derive(Debug)]
+pub(crate) struct Tree {
+    place: TempDir,
+    /// Count and bytes, for the names of benchmarks.
+    pub(crate) setting: String,
+}
+
+impl Tree {
+    pub(crate) fn new() -> Tree {
+        let place = place();
+        let mut random = Random(SEED);
+        let mut folders = vec![place.path().join(ROOT)];
+        for index in 1..FOLDERS {
+            let folder = folders[(index - 1) / 4].join(format!("d{index:03}"));
+            folders.push(folder);
+        }
+        for folder in &folders {
+            fs::create_dir(folder).expect("a parent comes before its children");
+        }
+        let mut made: Vec<(u64, usize)> = Vec::with_capacity(FILES);
+        for index in 0..FILES {
+            let (seed, size_bytes) = if index > 0 && random.unit() < DUPLICATE_SHARE {
+                made[random.below(made.len())]
+            } else {
+                (random.bits(), random.size_bytes())
+            };
+            made.push((seed, size_bytes));
+            let path = folders[random.below(FOLDERS)].join(format!("f{index:04}"));
+            fs::write(&path, contents(seed, size_bytes)).expect("the tree is ours to write");
+            if random.unit() < EXECUTABLE_SHARE {
+                let mode = Permissions::from_mode(0o755);
+                fs::set_permissions(&path, mode).expect("the file is ours");
+            }
+        }
+        let bytes: usize = made.iter().map(|(_, size_bytes)| size_bytes).sum();
+        Tree { place, setting: format!("{FILES} files, {:.1} MB", bytes as f64 / 1e6) }
+    }
+
+    pub(crate) fn workspace(&self) -> &Path {
+        self.place.path()
+    }
+
+    /// Lists the tree as a task's outputs, as a runner does before it stores them.
+    pub(crate) fn capture(&self) -> CacheEntry {
+        let declared = [OutputDeclaration::new(ROOT)];
+        CacheEntry::capture(self.workspace(), &declared).expect("the tree can be listed")
+    }
+}
+
+/// Marsaglia's xorshift; its state is never 0.
+struct Random(u64);
+
+impl Random {
+    fn bits(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0
+    }
+
+    /// From 0 up to, but not including, 1.
+    fn unit(&mut self) -> f64 {
+        (self.bits() >> 11) as f64 / (1_u64 << 53) as f64
+    }
+
+    fn below(&mut self, end: usize) -> usize {
+        (self.bits() % end as u64) as usize
+    }
+
+    fn size_bytes(&mut self) -> usize {
+        // The sum of twelve has variance 1 and is as good as normal here.
+        let normal = (0..12).map(|_| self.unit()).sum::<f64>() - 6.0;
+        (SIZE_BYTES_MEDIAN * (SIZE_SIGMA * normal).exp()) as usize
+    }
+}
+
+fn contents(seed: u64, size_bytes: usize) -> Vec<u8> {
+    let mut random = Random(seed);
+    let words = (0..size_bytes.div_ceil(8)).map(|_| random.bits());
+    let mut bytes: Vec<u8> = words.flat_map(u64::to_le_bytes).collect();
+    bytes.truncate(size_bytes);
+    bytes
+}

@@ -1,0 +1,198 @@
+//! A small task scheduler that holds its cache as `Arc<dyn CacheBackend>`.
+//!
+//! It reads tasks as JSON in the shape of a runner's IR and runs them in the order of their
+//! dependencies, a few at once. For each task it makes a digest and asks the cache: on a hit,
+//! outputs and logs come back; on a miss, the command runs and what it left is stored. A broken
+//! cache costs time, never a task. Runtimes, resources, groups and secrets are left out.
+//!
+//! ```text
+//! cargo run --example scheduler                        # a sample, twice, in a temporary folder
+//! cargo run --example scheduler -- tasks.json STORE    # your tasks, in the current directory
+//! ```
+
+#![expect(clippy::print_stdout, reason = "an example prints what it does")]
+
+use larder::{BackendError, CacheBackend, CacheEntry, CacheOptions, Digest, IRTask, LocalBackend};
+use larder::{OutputContent, OutputDeclaration};
+use std::collections::BTreeMap;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+use std::{env, fs, sync::Arc, time::Instant};
+use tokio::task::{JoinSet, block_in_place};
+
+/// How many tasks run at once.
+const WORKERS: usize = 4;
+
+const SAMPLE: &str = r#"{"tasks": [
+  {"id": "words", "shell": true, "inputs": ["src"], "outputs": [{"path": "out/words", "type": "cas"}],
+   "command": ["mkdir -p out; sleep 0.4; cat src/*.txt | wc -w | tee out/words"]},
+  {"id": "sort", "env": {"NAME": "all.txt"}, "inputs": ["src/**/*.txt"], "outputs": [{"path": "out/sorted"}],
+   "command": ["sh", "-c", "mkdir -p out/sorted; sleep 0.6; sort src/*.txt > out/sorted/$NAME"]},
+  {"id": "report", "depends_on": ["words", "sort"], "inputs": ["out/words", "out/sorted"],
+   "command": ["tail", "-n", "1", "out/words", "out/sorted/all.txt"]},
+  {"id": "publish", "depends_on": ["report"], "deployment": true, "command": ["echo", "never from a cache"]}
+]}"#;
+
+type Failure = Box<dyn std::error::Error + Send + Sync>;
+
+/// The part of a runner's document that matters here.
+#[derive(serde::Deserialize)]
+struct Pipeline {
+    tasks: Vec<IRTask>,
+}
+
+#[tokio::main]
+async fn main() -> Result<(), Failure> {
+    let mut arguments = env::args_os().skip(1);
+    if let (Some(tasks), Some(store)) = (arguments.next(), arguments.next()) {
+        return run_all(&fs::read_to_string(tasks)?, store.as_ref(), &env::current_dir()?).await;
+    }
+    let folder = tempfile::tempdir()?;
+    let (store, workspace) = (folder.path().join("store"), folder.path().join("workspace"));
+    fs::create_dir_all(workspace.join("src"))?;
+    fs::write(workspace.join("src/fruit.txt"), "quinces\npears\napples\n")?;
+    run_all(SAMPLE, &store, &workspace).await?;
+    println!("once more, without the outputs:");
+    fs::remove_dir_all(workspace.join("out"))?;
+    run_all(SAMPLE, &store, &workspace).await
+}
+
+/// Runs all tasks in the order of their dependencies.
+async fn run_all(json: &str, store: &Path, workspace: &Path) -> Result<(), Failure> {
+    let backend = LocalBackend::open(store, CacheOptions::default())?;
+    let cache: Arc<dyn CacheBackend> = Arc::new(backend);
+    let mut waiting = serde_json::from_str::<Pipeline>(json)?.tasks;
+    // The digests of the tasks that succeeded, by their ids.
+    let mut done: BTreeMap<String, String> = BTreeMap::new();
+    let mut failed: Vec<String> = Vec::new();
+    let mut running = JoinSet::new();
+    loop {
+        let is_ready = |task: &IRTask| task.depends_on.iter().all(|id| done.contains_key(id));
+        let ready = waiting.iter().position(is_ready);
+        if let Some(position) = ready.filter(|_| running.len() < WORKERS) {
+            let task = waiting.remove(position);
+            let needed = task.depends_on.iter().map(|id| done[id].clone()).collect();
+            let (cache, workspace) = (Arc::clone(&cache), workspace.into());
+            running.spawn(Job { task, needed, cache, workspace }.run());
+        } else if let Some(finished) = running.join_next().await {
+            match finished? {
+                (id, Some(digest)) => done.extend([(id, digest)]),
+                (id, None) => failed.push(id),
+            }
+        } else {
+            break;
+        }
+    }
+    // Tasks whose dependencies failed, do not exist, or wait for each other.
+    failed.extend(waiting.into_iter().map(|task| task.id));
+    if failed.is_empty() { Ok(()) } else { Err(format!("not done: {}", failed.join(", ")).into()) }
+}
+
+/// One task with what it needs to run.
+struct Job {
+    task: IRTask,
+    /// The digests of the tasks before it.
+    needed: Vec<String>,
+    cache: Arc<dyn CacheBackend>,
+    workspace: Box<Path>,
+}
+
+impl Job {
+    /// Runs the task or brings its result back, prints a line, and returns the task's id and, if it
+    /// succeeded, its digest.
+    async fn run(self) -> (String, Option<String>) {
+        let started = Instant::now();
+        let (word, remark, digest) = match self.hit_or_run().await {
+            Ok((word, remark, digest)) => (word, remark, Some(digest)),
+            Err(error) => ("fail", error.to_string(), None),
+        };
+        println!("{word:4} {:8} {:>8.1?}  {remark}", self.task.id, started.elapsed());
+        (self.task.id, digest)
+    }
+
+    /// What was done, a remark on it, and the task's digest.
+    async fn hit_or_run(&self) -> Result<(&'static str, String, String), Failure> {
+        let digest = block_in_place(|| self.digest())?;
+        let trouble = match self.bring_back(&digest).await {
+            Ok(Some(remark)) => return Ok(("hit", remark, digest)),
+            Ok(None) => None,
+            Err(error) if error.allows_uncached_run() => Some(error),
+            Err(error) => return Err(error.into()),
+        };
+        let started = Instant::now();
+        let output = block_in_place(|| self.execute())?;
+        let duration_ms = started.elapsed().as_millis() as u64;
+        let mut remarks = vec![last_line(&output.stdout)];
+        remarks.extend(trouble.map(|error| format!("without the cache: {error}")));
+        // If an input changed while the command ran, nobody knows which one it read.
+        if block_in_place(|| self.digest())? != digest {
+            remarks.push("not stored: an input changed".to_owned());
+        } else if let Err(error) = self.keep(&digest, &output, duration_ms).await {
+            remarks.push(format!("not stored: {error}"));
+        }
+        Ok(("ran", remarks.join("; "), digest))
+    }
+
+    /// Asks the cache, and brings outputs and logs back. `None` on a miss.
+    async fn bring_back(&self, digest: &str) -> Result<Option<String>, BackendError> {
+        let (task, cache) = (&self.task, &self.cache);
+        let found = cache.check(task, digest, task.effective_policy()).await?;
+        if !found.hit {
+            return Ok(None);
+        }
+        let outputs = cache.restore_outputs(task, digest, &self.workspace).await?.len();
+        let (stdout, _) = cache.get_logs(task, digest).await?;
+        let (line, saved) = (last_line(stdout.unwrap_or_default().as_bytes()), found.duration_ms);
+        Ok(Some(format!("{line}; {outputs} outputs, {} ms saved", saved.unwrap_or_default())))
+    }
+
+    /// Stores what the command left.
+    async fn keep(&self, digest: &str, output: &Output, ms: u64) -> Result<(), BackendError> {
+        let entry = block_in_place(|| CacheEntry::capture(&self.workspace, &self.task.outputs))?;
+        let entry = entry.with_stdout(&output.stdout).with_stderr(&output.stderr).with_result(0, ms);
+        self.cache.store(&self.task, digest, &entry, self.task.effective_policy()).await
+    }
+
+    /// Runs the task's command in the workspace.
+    fn execute(&self) -> Result<Output, Failure> {
+        let task = &self.task;
+        let (program, arguments) = task.command.split_first().ok_or("it has no command")?;
+        let mut command = Command::new(if task.shell { "sh" } else { program.as_str() });
+        if task.shell {
+            command.arg("-c").arg(task.command.join(" "));
+        } else {
+            command.args(arguments);
+        }
+        command.envs(&task.env).current_dir(&self.workspace).stdin(Stdio::null());
+        let output = command.output()?;
+        let why = || format!("{}; {}", output.status, last_line(&output.stderr)).into();
+        if output.status.success() { Ok(output) } else { Err(why()) }
+    }
+
+    /// The digest of command, variables, the tasks before this one, and the contents of inputs.
+    fn digest(&self) -> Result<String, Failure> {
+        let task = &self.task;
+        // `capture` lists what paths and patterns name; here they are the inputs.
+        let declared: Vec<_> = task.inputs.iter().map(OutputDeclaration::new).collect();
+        let mut inputs = Vec::new();
+        for input in CacheEntry::capture(&self.workspace, &declared)?.outputs {
+            let place = self.workspace.join(&input.path);
+            let is_executable = fs::symlink_metadata(&place)?.permissions().mode() & 0o100 != 0;
+            let content = match &input.content {
+                OutputContent::File(_) => Digest::of(&fs::read(&place)?).to_string(),
+                OutputContent::Symlink(target) => format!("to {}", target.display()),
+                _ => "directory".to_owned(),
+            };
+            inputs.push((input.path, is_executable, content));
+        }
+        // As JSON, no two lists of parts run into each other.
+        let parts = (&task.command, task.shell, &task.env, &self.needed, inputs);
+        Ok(Digest::of(&serde_json::to_vec(&parts)?).to_string())
+    }
+}
+
+/// The last line of what a command wrote.
+fn last_line(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).lines().next_back().unwrap_or_default().to_owned()
+}
