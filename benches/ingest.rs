@@ -30,19 +30,26 @@ impl Store {
         let task = TaskDigest::derive("", "a task that only prints").expect("a good key");
         let entry = CacheEntry::new(0, 15).with_stdout("done\n");
         cache.store(&task, &entry, &Cancel::new()).expect("stored");
-        Store { cache, _place: place }
+        Store {
+            cache,
+            _place: place,
+        }
     }
 
     fn store(&self, tree: &Tree) -> Stored {
         let task = TaskDigest::derive("", "tree").expect("a good key");
-        self.cache.store(&task, &tree.capture(), &Cancel::new()).expect("the tree can be stored")
+        self.cache
+            .store(&task, &tree.capture(), &Cancel::new())
+            .expect("the tree can be stored")
     }
 }
 
 fn ingest(criterion: &mut Criterion) {
     let tree = Tree::new();
     let mut group = criterion.benchmark_group("ingest");
-    group.sampling_mode(SamplingMode::Flat).measurement_time(common::TREE_TIME);
+    group
+        .sampling_mode(SamplingMode::Flat)
+        .measurement_time(common::TREE_TIME);
     for durability in [Durability::Relaxed, Durability::Durable] {
         let setting = format!("{}, {durability}", tree.setting);
         group.bench_function(BenchmarkId::new("unknown tree", &setting), |bencher| {
@@ -50,12 +57,16 @@ fn ingest(criterion: &mut Criterion) {
                 let stored = store.store(&tree);
                 (stored, store)
             };
-            bencher.iter_batched(|| Store::new(durability), store_unknown, BatchSize::PerIteration);
+            bencher.iter_batched(
+                || Store::new(durability),
+                store_unknown,
+                BatchSize::PerIteration,
+            );
         });
         let id = BenchmarkId::new("floor: walk, read, blake3, write, rename", &setting);
         group.bench_function(id, |bencher| {
             let ingest_unknown = |place: TempDir| {
-                let ingested = floor::ingest(tree.workspace(), place.path());
+                let ingested = floor::ingest(&tree.root(), place.path());
                 if durability == Durability::Durable {
                     sync_filesystem(place.path());
                 }
@@ -72,10 +83,10 @@ fn ingest(criterion: &mut Criterion) {
         });
     }
     let known = common::place();
-    floor::ingest(tree.workspace(), known.path());
+    floor::ingest(&tree.root(), known.path());
     let id = BenchmarkId::new("floor: walk, read, blake3, stat", &tree.setting);
     group.bench_function(id, |bencher| {
-        bencher.iter(|| floor::ingest(tree.workspace(), known.path()));
+        bencher.iter(|| floor::ingest(&tree.root(), known.path()));
     });
     group.finish();
 }

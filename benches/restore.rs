@@ -11,11 +11,15 @@
 mod common;
 
 use common::{Tree, floor};
-use criterion::{BatchSize, BenchmarkId, Criterion, SamplingMode, criterion_group, criterion_main};
+use criterion::measurement::WallTime;
+use criterion::{
+    BatchSize, BenchmarkGroup, BenchmarkId, Criterion, SamplingMode, criterion_group,
+    criterion_main,
+};
 use larder::{
     Cache, CacheOptions, Cancel, LinkMode, MtimeMode, RestoreOptions, Restored, TaskDigest,
 };
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 use std::{fs, io, thread};
 use tempfile::TempDir;
@@ -34,29 +38,77 @@ fn restore(criterion: &mut Criterion) {
     let store = place.path().join("store");
     let cache = Cache::open(&store, CacheOptions::default()).expect("a new store opens");
     let task = TaskDigest::derive("", "tree").expect("a good key");
-    cache.store(&task, &tree.capture(), &Cancel::new()).expect("the tree can be stored");
+    cache
+        .store(&task, &tree.capture(), &Cancel::new())
+        .expect("the tree can be stored");
     // Blobs that were stored this moment are copied, not linked.
     thread::sleep(Duration::from_millis(100));
     let restore_to = |workspace: &Path, options: RestoreOptions| {
         let restored = cache.restore(&task, workspace, options, &Cancel::new());
-        restored.expect("the tree can be restored").expect("the tree was stored")
+        restored
+            .expect("the tree can be restored")
+            .expect("the tree was stored")
     };
 
     let mut group = criterion.benchmark_group("restore");
-    group.sampling_mode(SamplingMode::Flat).measurement_time(common::TREE_TIME);
+    group
+        .sampling_mode(SamplingMode::Flat)
+        .measurement_time(common::TREE_TIME);
     for (link_mode, mtime_mode) in OPTIONS {
-        let options = RestoreOptions::default().with_link_mode(link_mode).with_mtime_mode(mtime_mode);
+        let options = RestoreOptions::default()
+            .with_link_mode(link_mode)
+            .with_mtime_mode(mtime_mode);
         let restored = common::place();
-        let done = done(&restore_to(restored.path(), options));
+        let done = describe(&restore_to(restored.path(), options));
         let name = format!("{link_mode}, mtime {mtime_mode}");
-        let id = BenchmarkId::new(&name, format!("{setting}, {done}"));
-        group.bench_function(id, |bencher| {
-            let restore_new = |workspace: TempDir| (restore_to(workspace.path(), options), workspace);
-            bencher.iter_batched(common::place, restore_new, BatchSize::PerIteration);
-        });
+        group.bench_function(
+            BenchmarkId::new(name, format!("{setting}, {done}")),
+            |bencher| {
+                let restore_new =
+                    |workspace: TempDir| (restore_to(workspace.path(), options), workspace);
+                bencher.iter_batched(common::place, restore_new, BatchSize::PerIteration);
+            },
+        );
     }
-    let (folders, files) = plain_store(&tree, place.path());
-    for (name, materialize) in PLAIN {
+    for (link_mode, mtime_mode) in &OPTIONS[..2] {
+        let options = RestoreOptions::default()
+            .with_link_mode(*link_mode)
+            .with_mtime_mode(*mtime_mode);
+        let present = common::place();
+        restore_to(present.path(), options);
+        let done = describe(&restore_to(present.path(), options));
+        let name = format!("no-op, {link_mode}, mtime {mtime_mode}");
+        group.bench_function(
+            BenchmarkId::new(name, format!("{setting}, {done}")),
+            |bencher| {
+                bencher.iter_with_large_drop(|| restore_to(present.path(), options));
+            },
+        );
+    }
+    floors(&mut group, &tree);
+    group.finish();
+}
+
+fn floors(group: &mut BenchmarkGroup<'_, WallTime>, tree: &Tree) {
+    let blobs = common::place();
+    let relative = |path: &Path| {
+        let relative = path.strip_prefix(tree.workspace());
+        relative
+            .expect("a walk stays below its start")
+            .to_path_buf()
+    };
+    let ingested = floor::ingest(&tree.root(), blobs.path()).into_iter();
+    let files: Vec<_> = ingested
+        .map(|(blob, file)| (blob, relative(&file)))
+        .collect();
+    let found = floor::walk(&tree.root());
+    let folders: Vec<_> = found
+        .folders
+        .iter()
+        .map(|folder| relative(folder))
+        .collect();
+    let loops: [(&str, Materialize); 2] = [("floor: link", link), ("floor: fs::copy", copy)];
+    for (name, materialize) in loops {
         group.bench_function(BenchmarkId::new(name, &tree.setting), |bencher| {
             let restore_new = |workspace: TempDir| {
                 floor::restore(workspace.path(), &folders, &files, materialize);
@@ -65,6 +117,48 @@ fn restore(criterion: &mut Criterion) {
             bencher.iter_batched(common::place, restore_new, BatchSize::PerIteration);
         });
     }
-
-    let mut group = ...;
+    group.bench_function(
+        BenchmarkId::new("floor: walk, stat", &tree.setting),
+        |bencher| {
+            bencher.iter_with_large_drop(|| floor::walk(&tree.root()));
+        },
+    );
+    group.bench_function(
+        BenchmarkId::new("floor: walk, read, blake3", &tree.setting),
+        |bencher| {
+            bencher.iter_with_large_drop(|| floor::hash_all(&tree.root()));
+        },
+    );
 }
+
+type Materialize = fn(&Path, &Path) -> io::Result<()>;
+
+fn link(blob: &Path, file: &Path) -> io::Result<()> {
+    fs::hard_link(blob, file)
+}
+
+fn copy(blob: &Path, file: &Path) -> io::Result<()> {
+    fs::copy(blob, file).map(|_bytes| ())
+}
+
+/// Which ways the files of a restore went.
+fn describe(restored: &Restored) -> String {
+    let ways = [
+        (restored.kept, "kept"),
+        (restored.reflinked, "reflinked"),
+        (restored.hardlinked, "hardlinked"),
+        (restored.copied, "copied"),
+    ];
+    let taken = ways.iter().filter(|(counts, _)| counts.files > 0);
+    let words: Vec<String> = taken
+        .map(|(counts, way)| format!("{} {way}", counts.files))
+        .collect();
+    words.join(", ")
+}
+
+criterion_group! {
+    name = benches;
+    config = common::criterion();
+    targets = restore
+}
+criterion_main!(benches);

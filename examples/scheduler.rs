@@ -12,13 +12,17 @@
 
 #![expect(clippy::print_stdout, reason = "an example prints what it does")]
 
-use larder::{BackendError, CacheBackend, CacheEntry, CacheOptions, Digest, IRTask, LocalBackend};
-use larder::{OutputContent, OutputDeclaration};
+use larder::{
+    BackendError, CacheBackend, CacheEntry, CacheOptions, Digest, IRTask, LocalBackend, OutputContent,
+    OutputDeclaration,
+};
 use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
-use std::{env, fs, sync::Arc, time::Instant};
+use std::sync::Arc;
+use std::time::Instant;
+use std::{env, fs};
 use tokio::task::{JoinSet, block_in_place};
 
 /// How many tasks run at once.
@@ -60,12 +64,11 @@ async fn main() -> Result<(), Failure> {
 
 /// Runs all tasks in the order of their dependencies.
 async fn run_all(json: &str, store: &Path, workspace: &Path) -> Result<(), Failure> {
-    let backend = LocalBackend::open(store, CacheOptions::default())?;
-    let cache: Arc<dyn CacheBackend> = Arc::new(backend);
+    let cache: Arc<dyn CacheBackend> = Arc::new(LocalBackend::open(store, CacheOptions::default())?);
     let mut waiting = serde_json::from_str::<Pipeline>(json)?.tasks;
+    let total = waiting.len();
     // The digests of the tasks that succeeded, by their ids.
     let mut done: BTreeMap<String, String> = BTreeMap::new();
-    let mut failed: Vec<String> = Vec::new();
     let mut running = JoinSet::new();
     loop {
         let is_ready = |task: &IRTask| task.depends_on.iter().all(|id| done.contains_key(id));
@@ -76,17 +79,13 @@ async fn run_all(json: &str, store: &Path, workspace: &Path) -> Result<(), Failu
             let (cache, workspace) = (Arc::clone(&cache), workspace.into());
             running.spawn(Job { task, needed, cache, workspace }.run());
         } else if let Some(finished) = running.join_next().await {
-            match finished? {
-                (id, Some(digest)) => done.extend([(id, digest)]),
-                (id, None) => failed.push(id),
-            }
+            done.extend(finished?);
         } else {
             break;
         }
     }
-    // Tasks whose dependencies failed, do not exist, or wait for each other.
-    failed.extend(waiting.into_iter().map(|task| task.id));
-    if failed.is_empty() { Ok(()) } else { Err(format!("not done: {}", failed.join(", ")).into()) }
+    // Some failed, or wait for tasks that failed, do not exist, or wait for them.
+    if done.len() == total { Ok(()) } else { Err(format!("{} of {total} tasks done", done.len()).into()) }
 }
 
 /// One task with what it needs to run.
@@ -99,16 +98,16 @@ struct Job {
 }
 
 impl Job {
-    /// Runs the task or brings its result back, prints a line, and returns the task's id and, if it
-    /// succeeded, its digest.
-    async fn run(self) -> (String, Option<String>) {
+    /// Runs the task or brings its result back, and prints a line. If it succeeded: id and digest.
+    async fn run(self) -> Option<(String, String)> {
         let started = Instant::now();
-        let (word, remark, digest) = match self.hit_or_run().await {
-            Ok((word, remark, digest)) => (word, remark, Some(digest)),
-            Err(error) => ("fail", error.to_string(), None),
+        let result = self.hit_or_run().await;
+        let (word, remark) = match &result {
+            Ok((word, remark, _)) => (*word, remark.clone()),
+            Err(error) => ("fail", error.to_string()),
         };
         println!("{word:4} {:8} {:>8.1?}  {remark}", self.task.id, started.elapsed());
-        (self.task.id, digest)
+        result.ok().map(|(_, _, digest)| (self.task.id, digest))
     }
 
     /// What was done, a remark on it, and the task's digest.
@@ -126,7 +125,7 @@ impl Job {
         let mut remarks = vec![last_line(&output.stdout)];
         remarks.extend(trouble.map(|error| format!("without the cache: {error}")));
         // If an input changed while the command ran, nobody knows which one it read.
-        if block_in_place(|| self.digest())? != digest {
+        if !block_in_place(|| self.digest()).is_ok_and(|now| now == digest) {
             remarks.push("not stored: an input changed".to_owned());
         } else if let Err(error) = self.keep(&digest, &output, duration_ms).await {
             remarks.push(format!("not stored: {error}"));
@@ -141,10 +140,11 @@ impl Job {
         if !found.hit {
             return Ok(None);
         }
-        let outputs = cache.restore_outputs(task, digest, &self.workspace).await?.len();
+        // Logs first: if they are damaged, the workspace is not touched.
         let (stdout, _) = cache.get_logs(task, digest).await?;
-        let (line, saved) = (last_line(stdout.unwrap_or_default().as_bytes()), found.duration_ms);
-        Ok(Some(format!("{line}; {outputs} outputs, {} ms saved", saved.unwrap_or_default())))
+        let outputs = cache.restore_outputs(task, digest, &self.workspace).await?.len();
+        let (line, ms) = (last_line(stdout.unwrap_or_default().as_bytes()), found.duration_ms.unwrap_or_default());
+        Ok(Some(format!("{line}; {outputs} outputs, {ms} ms saved")))
     }
 
     /// Stores what the command left.
@@ -157,17 +157,14 @@ impl Job {
     /// Runs the task's command in the workspace.
     fn execute(&self) -> Result<Output, Failure> {
         let task = &self.task;
-        let (program, arguments) = task.command.split_first().ok_or("it has no command")?;
-        let mut command = Command::new(if task.shell { "sh" } else { program.as_str() });
-        if task.shell {
-            command.arg("-c").arg(task.command.join(" "));
-        } else {
-            command.args(arguments);
-        }
-        command.envs(&task.env).current_dir(&self.workspace).stdin(Stdio::null());
+        let script = ["sh".to_owned(), "-c".to_owned(), task.command.join(" ")];
+        let words = if task.shell { &script[..] } else { &task.command[..] };
+        let (program, arguments) = words.split_first().ok_or("it has no command")?;
+        let mut command = Command::new(program);
+        command.args(arguments).envs(&task.env).current_dir(&self.workspace).stdin(Stdio::null());
         let output = command.output()?;
-        let why = || format!("{}; {}", output.status, last_line(&output.stderr)).into();
-        if output.status.success() { Ok(output) } else { Err(why()) }
+        let why = || format!("{}; {}", output.status, last_line(&output.stderr));
+        if output.status.success() { Ok(output) } else { Err(why().into()) }
     }
 
     /// The digest of command, variables, the tasks before this one, and the contents of inputs.
@@ -178,13 +175,12 @@ impl Job {
         let mut inputs = Vec::new();
         for input in CacheEntry::capture(&self.workspace, &declared)?.outputs {
             let place = self.workspace.join(&input.path);
-            let is_executable = fs::symlink_metadata(&place)?.permissions().mode() & 0o100 != 0;
-            let content = match &input.content {
-                OutputContent::File(_) => Digest::of(&fs::read(&place)?).to_string(),
-                OutputContent::Symlink(target) => format!("to {}", target.display()),
-                _ => "directory".to_owned(),
-            };
-            inputs.push((input.path, is_executable, content));
+            let mode = fs::symlink_metadata(&place)?.permissions().mode() & 0o111;
+            inputs.push(match &input.content {
+                OutputContent::File(_) => (input.path, mode, Digest::of(&fs::read(&place)?).to_string()),
+                OutputContent::Symlink(target) => (input.path, mode, format!("to {}", target.display())),
+                _ => (input.path, mode, "directory".to_owned()),
+            });
         }
         // As JSON, no two lists of parts run into each other.
         let parts = (&task.command, task.shell, &task.env, &self.needed, inputs);

@@ -33,7 +33,7 @@ pub(crate) fn walk(folder: &Path) -> Walk {
 
 /// Walks `folder`, reads and hashes each file.
 pub(crate) fn hash_all(folder: &Path) -> Vec<blake3::Hash> {
-    let hash = |file| blake3::hash(&fs::read(file).expect("the file is there"));
+    let hash = |file: &PathBuf| blake3::hash(&fs::read(file).expect("the file is there"));
     walk(folder).files.iter().map(hash).collect()
 }
 
@@ -51,7 +51,11 @@ pub(crate) fn ingest(folder: &Path, blobs: &Path) -> Vec<(PathBuf, PathBuf)> {
         if fs::symlink_metadata(&blob).is_err() {
             fs::write(&staging, &bytes).expect("the staging file is ours");
             if let Err(error) = fs::rename(&staging, &blob) {
-                assert_eq!(error.kind(), ErrorKind::NotFound, "only the folder may be missing");
+                assert_eq!(
+                    error.kind(),
+                    ErrorKind::NotFound,
+                    "only the folder may be missing"
+                );
                 fs::create_dir(&shard).expect("the folder was missing");
                 fs::rename(&staging, &blob).expect("the folder is there now");
             }

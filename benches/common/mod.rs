@@ -45,11 +45,16 @@ pub(crate) fn place() -> TempDir {
         HINT.call_once(hint);
     }
     let parent = chosen.map_or_else(std::env::temp_dir, PathBuf::from);
-    let made = tempfile::Builder::new().prefix("larder-bench-").tempdir_in(parent);
+    let made = tempfile::Builder::new()
+        .prefix("larder-bench-")
+        .tempdir_in(parent);
     made.expect("the folder of the benchmarks takes a new folder")
 }
 
-#[expect(clippy::print_stderr, reason = "a word to the person who runs the benchmarks")]
+#[expect(
+    clippy::print_stderr,
+    reason = "a word to the person who runs the benchmarks"
+)]
 fn hint() {
     eprintln!(
         "hint: LARDER_BENCH_DIR is not set; measure the creation of files on a fresh journaled \
@@ -93,11 +98,19 @@ impl Tree {
             }
         }
         let bytes: usize = made.iter().map(|(_, size_bytes)| size_bytes).sum();
-        Tree { place, setting: format!("{FILES} files, {:.1} MB", bytes as f64 / 1e6) }
+        Tree {
+            place,
+            setting: format!("{FILES} files, {:.1} MB", bytes as f64 / 1e6),
+        }
     }
 
     pub(crate) fn workspace(&self) -> &Path {
         self.place.path()
+    }
+
+    /// The tree itself; the only thing in its workspace.
+    pub(crate) fn root(&self) -> PathBuf {
+        self.place.path().join(ROOT)
     }
 
     /// Lists the tree as a task's outputs, as a runner does before it stores them.

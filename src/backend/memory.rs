@@ -10,7 +10,7 @@ use crate::disk::{self, Capabilities, Dir, FileKind, Placed};
 use crate::engine::{CacheEntry, CacheOutput, OutputContent, TaskLogs};
 use crate::error::{Context, Error, Result};
 use crate::key::TaskDigest;
-use crate::manifest::{Manifest, Node, NodeKind, OutputPath, RootKind, covers};
+use crate::manifest::{Manifest, Node, NodeKind, OutputPath, covers};
 use async_trait::async_trait;
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -144,13 +144,15 @@ impl Entry {
 
     /// Looks for what is in the way, then removes every root, then writes every node.
     fn restore(&self, workspace: &Dir) -> Result<()> {
-        for root in self.manifest.roots.iter().filter(|root| root.kind != RootKind::Glob) {
-            let Some(parent) = open_parent(workspace, &root.path)? else { continue };
-            let found = parent.stat(root.path.name()).context("look at", || &root.path)?;
-            let is_link_node =
-                self.manifest.node(&root.path).is_some_and(|node| matches!(node.kind, NodeKind::Symlink { .. }));
+        let is_below_output = |node: &&Node| {
+            OutputPath::parse(node.path.parent()).is_ok_and(|parent| self.manifest.node(&parent).is_some())
+        };
+        for node in self.manifest.nodes.iter().filter(|node| !is_below_output(node)) {
+            let Some(parent) = open_parent(workspace, &node.path)? else { continue };
+            let found = parent.stat(node.path.name()).context("look at", || &node.path)?;
+            let is_link_node = matches!(node.kind, NodeKind::Symlink { .. });
             if found.is_some_and(|stat| stat.kind == FileKind::Symlink) && !is_link_node {
-                return Err(refuse(&root.path, "the output is a symlink; remove it, or cache its target"));
+                return Err(refuse(&node.path, "the output is a symlink; remove it, or cache its target"));
             }
         }
         for (root, glob) in self.manifest.roots.iter().zip(self.manifest.compiled_globs()?) {

@@ -226,7 +226,9 @@ impl Manifest {
                 let mut is_below_node = false;
                 for ancestor in node.path.ancestors() {
                     let is_node = find(&ancestor);
-                    is_below_node |= is_node || is_directory_root(&ancestor);
+                    // A pattern that matches a directory owns it, named or not.
+                    let is_matched = globs.iter().flatten().any(|glob| glob.is_match(ancestor.as_path()));
+                    is_below_node |= is_node || is_matched || is_directory_root(&ancestor);
                     if is_below_node && !is_node {
                         missing.push(ancestor);
                     }

@@ -1,6 +1,6 @@
 //! Extras: what a pattern matches in a workspace and its task had not left.
 
-use super::plan::{Workspace, is_store, refuse};
+use super::plan::{Workspace, is_store};
 use super::scratch::is_scratch;
 use crate::disk::{self, Dir, FileKind};
 use crate::error::{Context, Result};
@@ -27,9 +27,8 @@ impl Search<'_> {
         match self.workspace.dir.open_beneath(start) {
             Ok(dir) => self.walk(&dir, prefix.as_ref(), false, &mut extras)?,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) if disk::is_not_a_directory(&error) => {
-                return Err(refuse(pattern, "a symlink, or something else that is no directory, is in the way"));
-            }
+            // Nothing below a symlink is ours; nodes that belong there are refused one by one.
+            Err(error) if disk::is_not_a_directory(&error) => {}
             Err(error) => return Err(error).context("open", || start),
         }
         Ok(extras)

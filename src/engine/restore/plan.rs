@@ -189,7 +189,9 @@ impl<'m> Planner<'_, 'm> {
             None => None,
         };
         let is_link_node = matches!(node.kind, NodeKind::Symlink { .. });
-        if found.is_some_and(|stat| stat.kind == FileKind::Symlink) && !is_link_node {
+        // A symlink is refused where an output begins, and replaced below that.
+        let is_below_output = OutputPath::parse(node.path.parent()).is_ok_and(|parent| self.manifest.node(&parent).is_some());
+        if found.is_some_and(|stat| stat.kind == FileKind::Symlink) && !is_link_node && !is_below_output {
             return Err(refuse(&node.path, "the output is a symlink; remove it, or cache its target"));
         }
         let workspace = self.workspace;

@@ -1,0 +1,213 @@
+//! Real filesystems: which link mode each one gets, crossing from one to another, running full.
+//!
+//! Needs images that `scripts/filesystems.sh` makes and mounts as root; says visibly what it skips.
+
+mod common;
+
+use common::{Lab, filesystems, inode, is_root, noise, skip, snapshot, snapshot_read_only, task, write, write_old};
+use larder::{
+    Cache, CacheBackend, CacheEntry, CacheOptions, CacheOutput, Cancel, CopyReason, Durability, Error, LinkMode,
+    LocalBackend, MtimeMode, RestoreOptions, conformance,
+};
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::process::Command;
+
+fn make_tree(workspace: &Path) {
+    for number in 0..40 {
+        write_old(&workspace.join(format!("out/{}/small-{number}", number % 7)), &noise(number, 900));
+        write_old(&workspace.join(format!("out/{}/large-{number}", number % 7)), &noise(number, 70_000));
+    }
+    fs::create_dir_all(workspace.join("out/empty")).expect("made");
+    std::os::unix::fs::symlink("0/small-0", workspace.join("out/link")).expect("linked");
+}
+
+#[test]
+fn large_outputs_are_links_of_the_kind_that_the_filesystem_has() {
+    for (name, place) in filesystems() {
+        let lab = Lab::in_folder(&place);
+        make_tree(&lab.workspace());
+        lab.store("k", &["out"]);
+        let again = lab.path("again");
+        let restored = lab.restore("k", &again, RestoreOptions::default()).expect("restored").expect("a hit");
+        assert_eq!(restored.copied.files, 40, "small files are copies on {name}");
+        let reflinks = matches!(name.as_str(), "btrfs" | "xfs");
+        assert_eq!(restored.reflinked.files, if reflinks { 40 } else { 0 }, "reflinks on {name}");
+        assert_eq!(restored.hardlinked.files, if reflinks { 0 } else { 40 }, "hardlinks on {name}");
+        if reflinks {
+            assert_eq!(snapshot(&again), snapshot(&lab.workspace()), "{name}");
+        } else {
+            assert_eq!(snapshot_read_only(&again), snapshot_read_only(&lab.workspace()), "{name}");
+        }
+        let all = RestoreOptions::default().with_link_mode(LinkMode::Hardlink);
+        let restored = lab.restore("k", &lab.path("linked"), all).expect("restored").expect("a hit");
+        assert_eq!(restored.hardlinked.files, 80, "`hardlink` links all on {name}");
+        let restored = lab.restore("k", &lab.path("linked"), all).expect("restored").expect("a hit");
+        assert_eq!(restored.kept.files, 80, "and keeps all on {name}");
+    }
+}
+
+#[test]
+fn across_filesystems_outputs_are_copies_and_the_report_says_why() {
+    let all = filesystems();
+    for ((from, store_place), (to, place)) in all.iter().zip(all.iter().cycle().skip(1)) {
+        if from == to {
+            continue;
+        }
+        let lab = Lab::in_folder(store_place);
+        make_tree(&lab.workspace());
+        lab.store("k", &["out"]);
+        let folder = tempfile::TempDir::new_in(place).expect("a folder there");
+        for link_mode in [LinkMode::Auto, LinkMode::Hardlink, LinkMode::Reflink] {
+            let options = RestoreOptions::default().with_link_mode(link_mode);
+            let target = folder.path().join(link_mode.to_string());
+            let restored = lab.restore("k", &target, options).expect("restored").expect("a hit");
+            assert_eq!(restored.copied.files, 80, "{from} to {to}, {link_mode}");
+            assert!(restored.copy_reasons.contains_key(&CopyReason::OtherFilesystem), "{from} to {to}, {link_mode}");
+            assert_eq!(snapshot(&target), snapshot(&lab.workspace()), "{from} to {to}, {link_mode}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_backend_conforms_on_every_filesystem() {
+    for (name, place) in filesystems() {
+        for durability in [Durability::Relaxed, Durability::Durable] {
+            let folder = tempfile::TempDir::new_in(&place).expect("a folder there");
+            let options = CacheOptions::default().with_durability(durability);
+            let backend = LocalBackend::open(&folder.path().join("store"), options).expect("opens");
+            let scratch = folder.path().join("scratch");
+            fs::create_dir(&scratch).expect("made");
+            println!("conformance of {} on {name}, {durability}", backend.name());
+            conformance::all(&backend, &scratch).await;
+        }
+    }
+}
+
+#[test]
+fn sparse_files_stay_sparse_on_the_way_in_and_out() {
+    const LENGTH_BYTES: u64 = 64 << 20;
+    for (name, place) in filesystems() {
+        let lab = Lab::in_folder(&place);
+        let path = lab.workspace().join("out");
+        write(&path, b"");
+        let file = fs::File::options().write(true).open(&path).expect("opens");
+        file.set_len(LENGTH_BYTES).expect("sparse");
+        std::os::unix::fs::FileExt::write_all_at(&file, &noise(1, 8192), 32 << 20).expect("an island");
+        drop(file);
+        lab.store("k", &["out"]);
+        for link_mode in [LinkMode::Copy, LinkMode::Auto] {
+            let target = lab.path(&format!("{link_mode}"));
+            let options = RestoreOptions::default().with_link_mode(link_mode);
+            lab.restore("k", &target, options).expect("restored").expect("a hit");
+            let meta = fs::metadata(target.join("out")).expect("there");
+            assert_eq!(meta.len(), LENGTH_BYTES);
+            assert!(meta.blocks() * 512 < 1 << 20, "{} blocks on {name}, {link_mode}", meta.blocks());
+        }
+    }
+}
+
+#[test]
+fn a_blob_at_the_link_limit_gets_a_fresh_inode() {
+    // ext4 allows 65,000 links to an inode; the others allow more.
+    for (name, place) in filesystems().into_iter().filter(|(name, _)| name == "ext4") {
+        let lab = Lab::in_folder(&place);
+        write_old(&lab.workspace().join("out"), &noise(1, 50_000));
+        lab.store("k", &["out"]);
+        let blob = &lab.blobs()[0];
+        let crowd = lab.path("crowd");
+        fs::create_dir(&crowd).expect("made");
+        let mut links = 1;
+        while fs::hard_link(blob, crowd.join(links.to_string())).is_ok() {
+            links += 1;
+        }
+        assert!(links >= 65_000, "the limit is reached");
+        let old = inode(blob);
+        let options = RestoreOptions::default().with_link_mode(LinkMode::Hardlink).with_mtime_mode(MtimeMode::Linked);
+        let restored = lab.restore("k", &lab.path("place"), options).expect("restored").expect("a hit");
+        assert_eq!(restored.hardlinked.files, 1, "on {name}");
+        assert_ne!(inode(&lab.path("place/out")), old);
+        assert_eq!(fs::read(lab.path("place/out")).expect("there"), noise(1, 50_000));
+    }
+}
+
+/// Mounts a small filesystem for one test; unmounts it when dropped.
+struct Small(tempfile::TempDir);
+
+impl Small {
+    fn mount(options: &str) -> Option<Small> {
+        if !is_root() {
+            skip("mounting a small filesystem needs root");
+            return None;
+        }
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", options, "tmpfs"]).arg(folder.path()).status();
+        if !mounted.is_ok_and(|status| status.success()) {
+            skip("a small filesystem cannot be mounted here");
+            return None;
+        }
+        Some(Small(folder))
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(self.0.path()).status();
+    }
+}
+
+#[test]
+fn a_full_disk_is_a_clear_error_and_the_workspace_stays_as_it_was() {
+    for options in ["size=3m", "size=300m,nr_inodes=120"] {
+        let Some(small) = Small::mount(options) else { return };
+        let lab = Lab::new();
+        for number in 0..200 {
+            write(&lab.workspace().join(format!("out/{number}")), &noise(number, 20_000));
+        }
+        lab.store("k", &["out"]);
+        // Restoring to a full disk.
+        let place = small.0.path().join("place");
+        write(&place.join("out/7"), b"mine");
+        let before = snapshot(&place);
+        let options = RestoreOptions::default().with_link_mode(LinkMode::Copy);
+        let full = lab.restore("k", &place, options);
+        assert!(matches!(full, Err(Error::Full { .. })), "{options:?}: {full:?}");
+        assert_eq!(snapshot(&place), before, "the workspace is as it was");
+        assert!(lab.cache.lookup(&task("k")).expect("a lookup").is_some(), "the entry is not to blame");
+        fs::remove_dir_all(&place).expect("removed");
+        // Storing to a full disk.
+        let cache = Cache::open(&small.0.path().join("store"), CacheOptions::default()).expect("opens");
+        common::store(&cache, "small", &lab.workspace(), &["out/1"]);
+        let entry = CacheEntry::capture(&lab.workspace(), &[larder::OutputDeclaration::new("out")]).expect("captured");
+        let full = cache.store(&task("large"), &entry, &Cancel::new());
+        assert!(matches!(full, Err(Error::Full { .. })), "{full:?}");
+        assert!(cache.lookup(&task("large")).expect("a lookup").is_none());
+        let restored = cache.restore(&task("small"), &lab.path("small"), options, &Cancel::new());
+        assert!(restored.expect("reads go on").is_some());
+        let staged = common::files_below(&small.0.path().join("store/staging"));
+        assert!(staged.is_empty(), "nothing is left staged: {staged:?}");
+        drop(cache);
+    }
+}
+
+#[test]
+fn a_read_only_store_still_answers() {
+    let Some(small) = Small::mount("size=50m") else { return };
+    let lab = Lab::new();
+    write_old(&lab.workspace().join("out"), &noise(1, 50_000));
+    let path = small.0.path().join("store");
+    let cache = Cache::open(&path, CacheOptions::default()).expect("opens");
+    common::store(&cache, "k", &lab.workspace(), &["out"]);
+    drop(cache);
+    let remounted = Command::new("mount").args(["-o", "remount,ro"]).arg(small.0.path()).status();
+    assert!(remounted.expect("mount runs").success());
+    let cache = Cache::open(&path, CacheOptions::default()).expect("opens read-only");
+    assert!(cache.lookup(&task("k")).expect("a lookup").is_some());
+    let restored = cache.restore(&task("k"), &lab.path("place"), RestoreOptions::default(), &Cancel::new());
+    assert!(restored.expect("restored").is_some());
+    let mut entry = CacheEntry::new(0, 1);
+    entry.outputs.push(CacheOutput::bytes("x", "y"));
+    let refused = cache.store(&task("new"), &entry, &Cancel::new());
+    assert!(refused.as_ref().is_err_and(Error::allows_uncached_run), "{refused:?}");
+}
