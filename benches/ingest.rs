@@ -47,9 +47,8 @@ impl Store {
 fn ingest(criterion: &mut Criterion) {
     let tree = Tree::new();
     let mut group = criterion.benchmark_group("ingest");
-    group
-        .sampling_mode(SamplingMode::Flat)
-        .measurement_time(common::TREE_TIME);
+    group.sampling_mode(SamplingMode::Flat);
+    group.measurement_time(common::TREE_TIME);
     for durability in [Durability::Relaxed, Durability::Durable] {
         let setting = format!("{}, {durability}", tree.setting);
         group.bench_function(BenchmarkId::new("unknown tree", &setting), |bencher| {

@@ -38,7 +38,8 @@ fn lookup(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("lookup");
     let setting = format!("{TASKS} tasks, relaxed");
     for (name, tasks, is_stored) in [("hit", &stored, true), ("miss", &absent, false)] {
-        let is_hit = |task| cache.lookup(task).expect("the store can be read").is_some();
+        let is_hit =
+            |task: &TaskDigest| cache.lookup(task).expect("the store can be read").is_some();
         assert!(
             tasks.iter().all(|task| is_hit(task) == is_stored),
             "each lookup is a {name}"

@@ -38,22 +38,19 @@ fn restore(criterion: &mut Criterion) {
     let store = place.path().join("store");
     let cache = Cache::open(&store, CacheOptions::default()).expect("a new store opens");
     let task = TaskDigest::derive("", "tree").expect("a good key");
-    cache
-        .store(&task, &tree.capture(), &Cancel::new())
-        .expect("the tree can be stored");
+    let stored = cache.store(&task, &tree.capture(), &Cancel::new());
+    stored.expect("the tree can be stored");
     // Blobs that were stored this moment are copied, not linked.
     thread::sleep(Duration::from_millis(100));
     let restore_to = |workspace: &Path, options: RestoreOptions| {
         let restored = cache.restore(&task, workspace, options, &Cancel::new());
-        restored
-            .expect("the tree can be restored")
-            .expect("the tree was stored")
+        let restored = restored.expect("the tree can be restored");
+        restored.expect("the tree was stored")
     };
 
     let mut group = criterion.benchmark_group("restore");
-    group
-        .sampling_mode(SamplingMode::Flat)
-        .measurement_time(common::TREE_TIME);
+    group.sampling_mode(SamplingMode::Flat);
+    group.measurement_time(common::TREE_TIME);
     for (link_mode, mtime_mode) in OPTIONS {
         let options = RestoreOptions::default()
             .with_link_mode(link_mode)
@@ -61,29 +58,25 @@ fn restore(criterion: &mut Criterion) {
         let restored = common::place();
         let done = describe(&restore_to(restored.path(), options));
         let name = format!("{link_mode}, mtime {mtime_mode}");
-        group.bench_function(
-            BenchmarkId::new(name, format!("{setting}, {done}")),
-            |bencher| {
-                let restore_new =
-                    |workspace: TempDir| (restore_to(workspace.path(), options), workspace);
-                bencher.iter_batched(common::place, restore_new, BatchSize::PerIteration);
-            },
-        );
+        let id = BenchmarkId::new(name, format!("{setting}, {done}"));
+        group.bench_function(id, |bencher| {
+            let restore_new =
+                |workspace: TempDir| (restore_to(workspace.path(), options), workspace);
+            bencher.iter_batched(common::place, restore_new, BatchSize::PerIteration);
+        });
     }
-    for (link_mode, mtime_mode) in &OPTIONS[..2] {
+    for &(link_mode, mtime_mode) in &OPTIONS[..2] {
         let options = RestoreOptions::default()
-            .with_link_mode(*link_mode)
-            .with_mtime_mode(*mtime_mode);
+            .with_link_mode(link_mode)
+            .with_mtime_mode(mtime_mode);
         let present = common::place();
         restore_to(present.path(), options);
         let done = describe(&restore_to(present.path(), options));
         let name = format!("no-op, {link_mode}, mtime {mtime_mode}");
-        group.bench_function(
-            BenchmarkId::new(name, format!("{setting}, {done}")),
-            |bencher| {
-                bencher.iter_with_large_drop(|| restore_to(present.path(), options));
-            },
-        );
+        let id = BenchmarkId::new(name, format!("{setting}, {done}"));
+        group.bench_function(id, |bencher| {
+            bencher.iter_with_large_drop(|| restore_to(present.path(), options));
+        });
     }
     floors(&mut group, &tree);
     group.finish();
@@ -92,21 +85,17 @@ fn restore(criterion: &mut Criterion) {
 fn floors(group: &mut BenchmarkGroup<'_, WallTime>, tree: &Tree) {
     let blobs = common::place();
     let relative = |path: &Path| {
-        let relative = path.strip_prefix(tree.workspace());
-        relative
-            .expect("a walk stays below its start")
-            .to_path_buf()
+        let below = path.strip_prefix(tree.workspace());
+        below.expect("a walk stays below its start").to_path_buf()
     };
-    let ingested = floor::ingest(&tree.root(), blobs.path()).into_iter();
-    let files: Vec<_> = ingested
-        .map(|(blob, file)| (blob, relative(&file)))
-        .collect();
-    let found = floor::walk(&tree.root());
-    let folders: Vec<_> = found
-        .folders
-        .iter()
-        .map(|folder| relative(folder))
-        .collect();
+    let mut files = floor::ingest(&tree.root(), blobs.path());
+    for (_, file) in &mut files {
+        *file = relative(file);
+    }
+    let mut folders = floor::walk(&tree.root()).folders;
+    for folder in &mut folders {
+        *folder = relative(folder);
+    }
     let loops: [(&str, Materialize); 2] = [("floor: link", link), ("floor: fs::copy", copy)];
     for (name, materialize) in loops {
         group.bench_function(BenchmarkId::new(name, &tree.setting), |bencher| {
@@ -117,18 +106,14 @@ fn floors(group: &mut BenchmarkGroup<'_, WallTime>, tree: &Tree) {
             bencher.iter_batched(common::place, restore_new, BatchSize::PerIteration);
         });
     }
-    group.bench_function(
-        BenchmarkId::new("floor: walk, stat", &tree.setting),
-        |bencher| {
-            bencher.iter_with_large_drop(|| floor::walk(&tree.root()));
-        },
-    );
-    group.bench_function(
-        BenchmarkId::new("floor: walk, read, blake3", &tree.setting),
-        |bencher| {
-            bencher.iter_with_large_drop(|| floor::hash_all(&tree.root()));
-        },
-    );
+    let id = BenchmarkId::new("floor: walk, stat", &tree.setting);
+    group.bench_function(id, |bencher| {
+        bencher.iter_with_large_drop(|| floor::walk(&tree.root()));
+    });
+    let id = BenchmarkId::new("floor: walk, read, blake3", &tree.setting);
+    group.bench_function(id, |bencher| {
+        bencher.iter_with_large_drop(|| floor::hash_all(&tree.root()));
+    });
 }
 
 type Materialize = fn(&Path, &Path) -> io::Result<()>;

@@ -1,9 +1,9 @@
 //! A small task scheduler that holds its cache as `Arc<dyn CacheBackend>`.
 //!
-//! It reads tasks as JSON in the shape of a runner's IR and runs them in the order of their
-//! dependencies, a few at once. For each task it makes a digest and asks the cache: on a hit,
-//! outputs and logs come back; on a miss, the command runs and what it left is stored. A broken
-//! cache costs time, never a task. Runtimes, resources, groups and secrets are left out.
+//! Reads tasks as JSON in the shape of a runner's IR and runs them in the order of their
+//! dependencies, a few at once. On a hit, outputs and logs come back; on a miss, the command runs
+//! and what it left is stored. A broken cache costs time, never a task. Runtimes, resources, groups
+//! and secrets are left out.
 //!
 //! ```text
 //! cargo run --example scheduler                        # a sample, twice, in a temporary folder
@@ -17,7 +17,6 @@ use larder::{
     OutputDeclaration,
 };
 use std::collections::BTreeMap;
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
@@ -48,8 +47,8 @@ struct Pipeline {
 
 #[tokio::main]
 async fn main() -> Result<(), Failure> {
-    let mut arguments = env::args_os().skip(1);
-    if let (Some(tasks), Some(store)) = (arguments.next(), arguments.next()) {
+    if let Some(tasks) = env::args_os().nth(1) {
+        let store = env::args_os().nth(2).ok_or("usage: scheduler [TASKS.json STORE]")?;
         return run_all(&fs::read_to_string(tasks)?, store.as_ref(), &env::current_dir()?).await;
     }
     let folder = tempfile::tempdir()?;
@@ -71,8 +70,7 @@ async fn run_all(json: &str, store: &Path, workspace: &Path) -> Result<(), Failu
     let mut done: BTreeMap<String, String> = BTreeMap::new();
     let mut running = JoinSet::new();
     loop {
-        let is_ready = |task: &IRTask| task.depends_on.iter().all(|id| done.contains_key(id));
-        let ready = waiting.iter().position(is_ready);
+        let ready = waiting.iter().position(|task| task.depends_on.iter().all(|id| done.contains_key(id)));
         if let Some(position) = ready.filter(|_| running.len() < WORKERS) {
             let task = waiting.remove(position);
             let needed = task.depends_on.iter().map(|id| done[id].clone()).collect();
@@ -88,10 +86,9 @@ async fn run_all(json: &str, store: &Path, workspace: &Path) -> Result<(), Failu
     if done.len() == total { Ok(()) } else { Err(format!("{} of {total} tasks done", done.len()).into()) }
 }
 
-/// One task with what it needs to run.
+/// One task, the digests of the tasks that it needed, and where it runs.
 struct Job {
     task: IRTask,
-    /// The digests of the tasks before it.
     needed: Vec<String>,
     cache: Arc<dyn CacheBackend>,
     workspace: Box<Path>,
@@ -102,10 +99,8 @@ impl Job {
     async fn run(self) -> Option<(String, String)> {
         let started = Instant::now();
         let result = self.hit_or_run().await;
-        let (word, remark) = match &result {
-            Ok((word, remark, _)) => (*word, remark.clone()),
-            Err(error) => ("fail", error.to_string()),
-        };
+        let told = result.as_ref().map(|(word, remark, _)| (*word, remark.clone()));
+        let (word, remark) = told.unwrap_or_else(|error| ("fail", error.to_string()));
         println!("{word:4} {:8} {:>8.1?}  {remark}", self.task.id, started.elapsed());
         result.ok().map(|(_, _, digest)| (self.task.id, digest))
     }
@@ -113,17 +108,17 @@ impl Job {
     /// What was done, a remark on it, and the task's digest.
     async fn hit_or_run(&self) -> Result<(&'static str, String, String), Failure> {
         let digest = block_in_place(|| self.digest())?;
-        let trouble = match self.bring_back(&digest).await {
+        let mut remarks = Vec::new();
+        match self.bring_back(&digest).await {
             Ok(Some(remark)) => return Ok(("hit", remark, digest)),
-            Ok(None) => None,
-            Err(error) if error.allows_uncached_run() => Some(error),
+            Ok(None) => {}
+            Err(error) if error.allows_uncached_run() => remarks.push(format!("without the cache: {error}")),
             Err(error) => return Err(error.into()),
-        };
+        }
         let started = Instant::now();
         let output = block_in_place(|| self.execute())?;
         let duration_ms = started.elapsed().as_millis() as u64;
-        let mut remarks = vec![last_line(&output.stdout)];
-        remarks.extend(trouble.map(|error| format!("without the cache: {error}")));
+        remarks.push(last_line(&output.stdout));
         // If an input changed while the command ran, nobody knows which one it read.
         if !block_in_place(|| self.digest()).is_ok_and(|now| now == digest) {
             remarks.push("not stored: an input changed".to_owned());
@@ -143,8 +138,8 @@ impl Job {
         // Logs first: if they are damaged, the workspace is not touched.
         let (stdout, _) = cache.get_logs(task, digest).await?;
         let outputs = cache.restore_outputs(task, digest, &self.workspace).await?.len();
-        let (line, ms) = (last_line(stdout.unwrap_or_default().as_bytes()), found.duration_ms.unwrap_or_default());
-        Ok(Some(format!("{line}; {outputs} outputs, {ms} ms saved")))
+        let line = last_line(stdout.unwrap_or_default().as_bytes());
+        Ok(Some(format!("{line}; {outputs} outputs, {} ms saved", found.duration_ms.unwrap_or_default())))
     }
 
     /// Stores what the command left.
@@ -157,14 +152,16 @@ impl Job {
     /// Runs the task's command in the workspace.
     fn execute(&self) -> Result<Output, Failure> {
         let task = &self.task;
-        let script = ["sh".to_owned(), "-c".to_owned(), task.command.join(" ")];
+        let script = ["sh", "-c", &task.command.join(" ")].map(str::to_owned);
         let words = if task.shell { &script[..] } else { &task.command[..] };
         let (program, arguments) = words.split_first().ok_or("it has no command")?;
         let mut command = Command::new(program);
         command.args(arguments).envs(&task.env).current_dir(&self.workspace).stdin(Stdio::null());
         let output = command.output()?;
-        let why = || format!("{}; {}", output.status, last_line(&output.stderr));
-        if output.status.success() { Ok(output) } else { Err(why().into()) }
+        if output.status.success() {
+            return Ok(output);
+        }
+        Err(format!("{}; {}", output.status, last_line(&output.stderr)).into())
     }
 
     /// The digest of command, variables, the tasks before this one, and the contents of inputs.
@@ -174,13 +171,12 @@ impl Job {
         let declared: Vec<_> = task.inputs.iter().map(OutputDeclaration::new).collect();
         let mut inputs = Vec::new();
         for input in CacheEntry::capture(&self.workspace, &declared)?.outputs {
-            let place = self.workspace.join(&input.path);
-            let mode = fs::symlink_metadata(&place)?.permissions().mode() & 0o111;
-            inputs.push(match &input.content {
-                OutputContent::File(_) => (input.path, mode, Digest::of(&fs::read(&place)?).to_string()),
-                OutputContent::Symlink(target) => (input.path, mode, format!("to {}", target.display())),
-                _ => (input.path, mode, "directory".to_owned()),
-            });
+            let content = match &input.content {
+                OutputContent::File(_) => Digest::of(&fs::read(self.workspace.join(&input.path))?).to_string(),
+                OutputContent::Symlink(target) => format!("to {}", target.display()),
+                _ => "directory".to_owned(),
+            };
+            inputs.push((input.path, content));
         }
         // As JSON, no two lists of parts run into each other.
         let parts = (&task.command, task.shell, &task.env, &self.needed, inputs);

@@ -3,9 +3,11 @@
 #![allow(dead_code, reason = "each benchmark uses a part of it")]
 
 pub(crate) mod floor;
+mod random;
 
 use criterion::Criterion;
 use larder::{CacheEntry, OutputDeclaration};
+use random::{Random, contents};
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -17,9 +19,6 @@ const FILES: usize = 2_000;
 const FOLDERS: usize = 150;
 /// Chosen because 2,000 sizes drawn from it have the intended median and mean.
 const SEED: u64 = 0x9e37_79b9_7f4a_7c1a;
-const SIZE_BYTES_MEDIAN: f64 = 1_500.0;
-/// Of a log-normal distribution whose mean is 8 KB: `exp(sigma² / 2)` is mean over median.
-const SIZE_SIGMA: f64 = 1.83;
 const DUPLICATE_SHARE: f64 = 0.15;
 const EXECUTABLE_SHARE: f64 = 0.03;
 const ROOT: &str = "tree";
@@ -118,39 +117,4 @@ impl Tree {
         let declared = [OutputDeclaration::new(ROOT)];
         CacheEntry::capture(self.workspace(), &declared).expect("the tree can be listed")
     }
-}
-
-/// Marsaglia's xorshift; its state is never 0.
-struct Random(u64);
-
-impl Random {
-    fn bits(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0
-    }
-
-    /// From 0 up to, but not including, 1.
-    fn unit(&mut self) -> f64 {
-        (self.bits() >> 11) as f64 / (1_u64 << 53) as f64
-    }
-
-    fn below(&mut self, end: usize) -> usize {
-        (self.bits() % end as u64) as usize
-    }
-
-    fn size_bytes(&mut self) -> usize {
-        // The sum of twelve has variance 1 and is as good as normal here.
-        let normal = (0..12).map(|_| self.unit()).sum::<f64>() - 6.0;
-        (SIZE_BYTES_MEDIAN * (SIZE_SIGMA * normal).exp()) as usize
-    }
-}
-
-fn contents(seed: u64, size_bytes: usize) -> Vec<u8> {
-    let mut random = Random(seed);
-    let words = (0..size_bytes.div_ceil(8)).map(|_| random.bits());
-    let mut bytes: Vec<u8> = words.flat_map(u64::to_le_bytes).collect();
-    bytes.truncate(size_bytes);
-    bytes
 }

@@ -242,7 +242,14 @@ impl World {
         assert!(strays.is_empty(), "written through a symlink: {strays:?}");
     }
 
-    fn store(&mut self, key: u8, leaves: [Leaf; 5], log: u8, exit_code: i32, duration_ms: u64) {
+    fn store(
+        &mut self,
+        key: u8,
+        leaves: [Leaf; NAMES.len()],
+        log: u8,
+        exit_code: i32,
+        duration_ms: u64,
+    ) {
         let mut entry = CacheEntry::new(exit_code, duration_ms).with_stdout(contents(log));
         let path = OutputPath::parse("out").expect("a valid path");
         let kind = RootKind::Directory;
@@ -353,8 +360,8 @@ impl World {
         let path = paths
             .nth(usize::from(file) % count)
             .expect("a store has files");
-        // redb reads nothing twice that it has open, and cannot be made to. What was written to a
-        // closed index shows by its time.
+        // Under an open redb a changed page can end the process: a panic while it cleans up after
+        // another cannot be contained. A closed index is checked when it opens, if its time tells.
         let is_index = path.ends_with("index.redb");
         if is_index {
             self.cache = None;

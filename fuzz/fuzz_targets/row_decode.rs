@@ -24,6 +24,6 @@ fuzz_target!(|data: &[u8]| {
 /// A row with these contents, as DESIGN.md has it: 16 bytes of a keyed hash over task and contents,
 /// then the contents.
 fn seal(contents: &[u8]) -> Vec<u8> {
-    let checksum = blake3::keyed_hash(&KEY, &[&TASK, contents].concat());
+    let checksum = blake3::keyed_hash(&KEY, &[&TASK[..], contents].concat());
     [&checksum.as_bytes()[..16], contents].concat()
 }

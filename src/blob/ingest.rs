@@ -149,7 +149,10 @@ impl Batch<'_> {
                 }
                 Err(error) => return Err(error),
             }
-            let digest = disk::hash_mapped(&file)?;
+            // Looking at a hole through a map fills it, on tmpfs.
+            let is_sparse = disk::stat_file(&file)?.allocated_bytes < size_bytes;
+            let digest =
+                if is_sparse { disk::hash_contents(&file, keep_going)?.0 } else { disk::hash_mapped(&file)? };
             Ok((digest, finish(&file, mode, modified)?))
         })();
         let discard = || self.discard(&name);
