@@ -13,8 +13,8 @@
 #![expect(clippy::print_stdout, reason = "an example prints what it does")]
 
 use larder::{
-    BackendError, CacheBackend, CacheEntry, CacheOptions, Digest, IRTask, LocalBackend, OutputContent,
-    OutputDeclaration,
+    BackendError, CacheBackend, CacheEntry, CacheOptions, Digest, IRTask, LocalBackend,
+    OutputContent, OutputDeclaration,
 };
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -48,8 +48,15 @@ struct Pipeline {
 #[tokio::main]
 async fn main() -> Result<(), Failure> {
     if let Some(tasks) = env::args_os().nth(1) {
-        let store = env::args_os().nth(2).ok_or("usage: scheduler [TASKS.json STORE]")?;
-        return run_all(&fs::read_to_string(tasks)?, store.as_ref(), &env::current_dir()?).await;
+        let store = env::args_os()
+            .nth(2)
+            .ok_or("usage: scheduler [TASKS.json STORE]")?;
+        return run_all(
+            &fs::read_to_string(tasks)?,
+            store.as_ref(),
+            &env::current_dir()?,
+        )
+        .await;
     }
     let folder = tempfile::tempdir()?;
     let (store, workspace) = (folder.path().join("store"), folder.path().join("workspace"));
@@ -63,19 +70,30 @@ async fn main() -> Result<(), Failure> {
 
 /// Runs all tasks in the order of their dependencies.
 async fn run_all(json: &str, store: &Path, workspace: &Path) -> Result<(), Failure> {
-    let cache: Arc<dyn CacheBackend> = Arc::new(LocalBackend::open(store, CacheOptions::default())?);
+    let cache: Arc<dyn CacheBackend> =
+        Arc::new(LocalBackend::open(store, CacheOptions::default())?);
     let mut waiting = serde_json::from_str::<Pipeline>(json)?.tasks;
     let total = waiting.len();
     // The digests of the tasks that succeeded, by their ids.
     let mut done: BTreeMap<String, String> = BTreeMap::new();
     let mut running = JoinSet::new();
     loop {
-        let ready = waiting.iter().position(|task| task.depends_on.iter().all(|id| done.contains_key(id)));
+        let ready = waiting
+            .iter()
+            .position(|task| task.depends_on.iter().all(|id| done.contains_key(id)));
         if let Some(position) = ready.filter(|_| running.len() < WORKERS) {
             let task = waiting.remove(position);
             let needed = task.depends_on.iter().map(|id| done[id].clone()).collect();
             let (cache, workspace) = (Arc::clone(&cache), workspace.into());
-            running.spawn(Job { task, needed, cache, workspace }.run());
+            running.spawn(
+                Job {
+                    task,
+                    needed,
+                    cache,
+                    workspace,
+                }
+                .run(),
+            );
         } else if let Some(finished) = running.join_next().await {
             done.extend(finished?);
         } else {
@@ -83,7 +101,11 @@ async fn run_all(json: &str, store: &Path, workspace: &Path) -> Result<(), Failu
         }
     }
     // Some failed, or wait for tasks that failed, do not exist, or wait for them.
-    if done.len() == total { Ok(()) } else { Err(format!("{} of {total} tasks done", done.len()).into()) }
+    if done.len() == total {
+        Ok(())
+    } else {
+        Err(format!("{} of {total} tasks done", done.len()).into())
+    }
 }
 
 /// One task, the digests of the tasks that it needed, and where it runs.
@@ -99,9 +121,15 @@ impl Job {
     async fn run(self) -> Option<(String, String)> {
         let started = Instant::now();
         let result = self.hit_or_run().await;
-        let told = result.as_ref().map(|(word, remark, _)| (*word, remark.clone()));
+        let told = result
+            .as_ref()
+            .map(|(word, remark, _)| (*word, remark.clone()));
         let (word, remark) = told.unwrap_or_else(|error| ("fail", error.to_string()));
-        println!("{word:4} {:8} {:>8.1?}  {remark}", self.task.id, started.elapsed());
+        println!(
+            "{word:4} {:8} {:>8.1?}  {remark}",
+            self.task.id,
+            started.elapsed()
+        );
         result.ok().map(|(_, _, digest)| (self.task.id, digest))
     }
 
@@ -112,7 +140,9 @@ impl Job {
         match self.bring_back(&digest).await {
             Ok(Some(remark)) => return Ok(("hit", remark, digest)),
             Ok(None) => {}
-            Err(error) if error.allows_uncached_run() => remarks.push(format!("without the cache: {error}")),
+            Err(error) if error.allows_uncached_run() => {
+                remarks.push(format!("without the cache: {error}"))
+            }
             Err(error) => return Err(error.into()),
         }
         let started = Instant::now();
@@ -137,26 +167,45 @@ impl Job {
         }
         // Logs first: if they are damaged, the workspace is not touched.
         let (stdout, _) = cache.get_logs(task, digest).await?;
-        let outputs = cache.restore_outputs(task, digest, &self.workspace).await?.len();
+        let outputs = cache
+            .restore_outputs(task, digest, &self.workspace)
+            .await?
+            .len();
         let line = last_line(stdout.unwrap_or_default().as_bytes());
-        Ok(Some(format!("{line}; {outputs} outputs, {} ms saved", found.duration_ms.unwrap_or_default())))
+        Ok(Some(format!(
+            "{line}; {outputs} outputs, {} ms saved",
+            found.duration_ms.unwrap_or_default()
+        )))
     }
 
     /// Stores what the command left.
     async fn keep(&self, digest: &str, output: &Output, ms: u64) -> Result<(), BackendError> {
         let entry = block_in_place(|| CacheEntry::capture(&self.workspace, &self.task.outputs))?;
-        let entry = entry.with_stdout(&output.stdout).with_stderr(&output.stderr).with_result(0, ms);
-        self.cache.store(&self.task, digest, &entry, self.task.effective_policy()).await
+        let entry = entry
+            .with_stdout(&output.stdout)
+            .with_stderr(&output.stderr)
+            .with_result(0, ms);
+        self.cache
+            .store(&self.task, digest, &entry, self.task.effective_policy())
+            .await
     }
 
     /// Runs the task's command in the workspace.
     fn execute(&self) -> Result<Output, Failure> {
         let task = &self.task;
         let script = ["sh", "-c", &task.command.join(" ")].map(str::to_owned);
-        let words = if task.shell { &script[..] } else { &task.command[..] };
+        let words = if task.shell {
+            &script[..]
+        } else {
+            &task.command[..]
+        };
         let (program, arguments) = words.split_first().ok_or("it has no command")?;
         let mut command = Command::new(program);
-        command.args(arguments).envs(&task.env).current_dir(&self.workspace).stdin(Stdio::null());
+        command
+            .args(arguments)
+            .envs(&task.env)
+            .current_dir(&self.workspace)
+            .stdin(Stdio::null());
         let output = command.output()?;
         if output.status.success() {
             return Ok(output);
@@ -172,7 +221,9 @@ impl Job {
         let mut inputs = Vec::new();
         for input in CacheEntry::capture(&self.workspace, &declared)?.outputs {
             let content = match &input.content {
-                OutputContent::File(_) => Digest::of(&fs::read(self.workspace.join(&input.path))?).to_string(),
+                OutputContent::File(_) => {
+                    Digest::of(&fs::read(self.workspace.join(&input.path))?).to_string()
+                }
                 OutputContent::Symlink(target) => format!("to {}", target.display()),
                 _ => "directory".to_owned(),
             };
@@ -186,5 +237,9 @@ impl Job {
 
 /// The last line of what a command wrote.
 fn last_line(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).lines().next_back().unwrap_or_default().to_owned()
+    String::from_utf8_lossy(bytes)
+        .lines()
+        .next_back()
+        .unwrap_or_default()
+        .to_owned()
 }

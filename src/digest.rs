@@ -71,11 +71,15 @@ impl FromStr for Digest {
     type Err = ParseDigestError;
 
     fn from_str(text: &str) -> Result<Digest, ParseDigestError> {
-        let is_lower_hex = text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+        let is_lower_hex = text
+            .bytes()
+            .all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
         if text.len() != 64 || !is_lower_hex {
             return Err(ParseDigestError);
         }
-        blake3::Hash::from_hex(text).map(Digest::from).map_err(|_| ParseDigestError)
+        blake3::Hash::from_hex(text)
+            .map(Digest::from)
+            .map_err(|_| ParseDigestError)
     }
 }
 
@@ -87,8 +91,18 @@ mod tests {
     fn only_64_lowercase_hex_digits_parse() {
         let text = Digest::of(b"x").to_string();
         assert_eq!(text.parse::<Digest>(), Ok(Digest::of(b"x")));
-        for bad in ["", &text[1..], &text.to_uppercase(), &format!("{text}0"), &text.replace(&text[0..1], "g")] {
-            assert_eq!(bad.parse::<Digest>(), Err(ParseDigestError), "{bad:?} is no digest");
+        for bad in [
+            "",
+            &text[1..],
+            &text.to_uppercase(),
+            &format!("{text}0"),
+            &text.replace(&text[0..1], "g"),
+        ] {
+            assert_eq!(
+                bad.parse::<Digest>(),
+                Err(ParseDigestError),
+                "{bad:?} is no digest"
+            );
         }
     }
 }

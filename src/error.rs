@@ -40,7 +40,9 @@ pub enum Error {
     },
 
     /// The store was written by a newer version of Larder. Nothing was touched.
-    #[error("{path} has store format {found}; this version of larder knows formats up to {supported}")]
+    #[error(
+        "{path} has store format {found}; this version of larder knows formats up to {supported}"
+    )]
     Format {
         /// The format file.
         path: PathBuf,
@@ -169,13 +171,15 @@ impl Error {
             Error::Cancelled => ErrorKind::Cancelled,
             Error::Damaged { .. } => ErrorKind::Damaged,
             Error::Full { .. } => ErrorKind::Full,
-            Error::InvalidOutput { .. } | Error::InvalidKey { .. } | Error::NoRuntime => ErrorKind::Caller,
+            Error::InvalidOutput { .. } | Error::InvalidKey { .. } | Error::NoRuntime => {
+                ErrorKind::Caller
+            }
             Error::Io { .. } | Error::Internal { .. } => ErrorKind::Io,
             Error::Miss => ErrorKind::Miss,
             Error::Format { .. } | Error::StoreRefused { .. } => ErrorKind::Store,
-            Error::OutputMissing { .. } | Error::SourceChanged { .. } | Error::WorkspaceRefused { .. } => {
-                ErrorKind::Workspace
-            }
+            Error::OutputMissing { .. }
+            | Error::SourceChanged { .. }
+            | Error::WorkspaceRefused { .. } => ErrorKind::Workspace,
         }
     }
 
@@ -193,18 +197,34 @@ impl Error {
 
     /// Wraps an I/O error, telling a full disk apart from the rest.
     pub(crate) fn io(action: &'static str, path: PathBuf, source: io::Error) -> Error {
-        if matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) {
-            Error::Full { action, path, source }
+        if matches!(
+            source.kind(),
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+        ) {
+            Error::Full {
+                action,
+                path,
+                source,
+            }
         } else {
-            Error::Io { action, path, source }
+            Error::Io {
+                action,
+                path,
+                source,
+            }
         }
     }
 }
 
 impl From<TreeError> for Error {
     fn from(error: TreeError) -> Error {
-        let path = error.path.map_or_else(|| ".".into(), |path| path.as_path().to_path_buf());
-        Error::InvalidOutput { path, reason: error.reason }
+        let path = error
+            .path
+            .map_or_else(|| ".".into(), |path| path.as_path().to_path_buf());
+        Error::InvalidOutput {
+            path,
+            reason: error.reason,
+        }
     }
 }
 
@@ -220,5 +240,8 @@ impl<T> Context<T> for io::Result<T> {
 }
 
 fn display_found(actual: Option<Digest>) -> String {
-    actual.map_or_else(|| "no readable blob".to_owned(), |digest| digest.to_string())
+    actual.map_or_else(
+        || "no readable blob".to_owned(),
+        |digest| digest.to_string(),
+    )
 }

@@ -65,7 +65,10 @@ struct Witness {
 
 impl Witness {
     fn of(stat: &FileStat) -> Witness {
-        Witness { inode: stat.inode, changed: stat.changed }
+        Witness {
+            inode: stat.inode,
+            changed: stat.changed,
+        }
     }
 }
 
@@ -80,8 +83,11 @@ impl Identity {
         let file = || path.join(layout::IDENTITY);
         let boot = disk::boot_id().context("read the boot id for", || path)?;
         let found = read_state(&root).context("read", file)?;
-        let identity =
-            |root, state| Identity { root, path: path.to_path_buf(), state: Mutex::new(state) };
+        let identity = |root, state| Identity {
+            root,
+            path: path.to_path_buf(),
+            state: Mutex::new(state),
+        };
         if let Some(state) = &found {
             if state.witness == witness && state.boot == boot {
                 let state = state.clone();
@@ -149,7 +155,10 @@ impl Identity {
         if epoch > state.epoch {
             self.refresh(&mut state);
         }
-        let is_doubtful = state.doubtful.iter().any(|(first, last)| (*first..=*last).contains(&epoch));
+        let is_doubtful = state
+            .doubtful
+            .iter()
+            .any(|(first, last)| (*first..=*last).contains(&epoch));
         // Everything of this boot is in the page cache, if not on disk.
         !is_doubtful && epoch <= state.epoch
     }
@@ -158,7 +167,10 @@ impl Identity {
     /// may show what the disk does not have, and reading them again proves nothing.
     pub(crate) fn is_sync_failed(&self, epoch: u32) -> bool {
         let state = self.lock_state();
-        let is_doubtful = state.doubtful.iter().any(|(first, last)| (*first..=*last).contains(&epoch));
+        let is_doubtful = state
+            .doubtful
+            .iter()
+            .any(|(first, last)| (*first..=*last).contains(&epoch));
         is_doubtful && epoch >= state.boot_epoch
     }
 
@@ -180,8 +192,12 @@ impl Identity {
     /// without having written anything.
     pub(crate) fn raise_barrier(&self) -> Result<()> {
         let file = || self.path.join(layout::IDENTITY);
-        let (lock, _) = self.root.open_or_create(layout::BARRIER_LOCK.as_ref(), 0o600).context("lock", file)?;
-        let Some(_lock) = Lock::try_acquire(lock, LockMode::Exclusive).context("lock", file)? else {
+        let (lock, _) = self
+            .root
+            .open_or_create(layout::BARRIER_LOCK.as_ref(), 0o600)
+            .context("lock", file)?;
+        let Some(_lock) = Lock::try_acquire(lock, LockMode::Exclusive).context("lock", file)?
+        else {
             return Ok(()); // Another process is at it.
         };
         let raised = self.update(|state| {
@@ -213,10 +229,15 @@ impl Identity {
     /// replaced.
     pub(crate) fn is_in_place(&self) -> bool {
         let witness = self.lock_state().witness;
-        let Ok(now) = Dir::open(&self.path, self.root.capabilities()) else { return false };
-        let (Ok(found), Ok(own)) = (now.stat_self(), self.root.stat_self()) else { return false };
+        let Ok(now) = Dir::open(&self.path, self.root.capabilities()) else {
+            return false;
+        };
+        let (Ok(found), Ok(own)) = (now.stat_self(), self.root.stat_self()) else {
+            return false;
+        };
         let is_root = (found.device, found.inode) == (own.device, own.inode);
-        is_root && matches!(now.stat(OsStr::new(layout::FORMAT)), Ok(Some(stat)) if stat.inode == witness.inode)
+        is_root
+            && matches!(now.stat(OsStr::new(layout::FORMAT)), Ok(Some(stat)) if stat.inode == witness.inode)
     }
 
     fn update(&self, change: impl FnOnce(&mut State)) -> io::Result<u32> {
@@ -235,7 +256,8 @@ impl Identity {
         let written = (|| {
             file.write_all(&state.encode())?;
             file.sync_all()?;
-            self.root.rename(name.as_ref(), &self.root, layout::IDENTITY.as_ref())
+            self.root
+                .rename(name.as_ref(), &self.root, layout::IDENTITY.as_ref())
         })();
         if written.is_err() {
             // Best effort; a repair sweeps what stays.
@@ -332,7 +354,10 @@ impl State {
             id: take(&mut rest)?,
             incarnation: take(&mut rest)?,
             boot: take(&mut rest)?,
-            witness: Witness { inode: u64::from_le_bytes(take(&mut rest)?), changed: take_time(&mut rest)? },
+            witness: Witness {
+                inode: u64::from_le_bytes(take(&mut rest)?),
+                changed: take_time(&mut rest)?,
+            },
             barrier_at: take_time(&mut rest)?,
             epoch: u32::from_le_bytes(take(&mut rest)?),
             synced: u32::from_le_bytes(take(&mut rest)?),
@@ -340,7 +365,12 @@ impl State {
             pending: u32::from_le_bytes(take(&mut rest)?),
             doubtful: rest
                 .chunks_exact(8)
-                .map(|mut pair| Some((u32::from_le_bytes(take(&mut pair)?), u32::from_le_bytes(take(&mut pair)?))))
+                .map(|mut pair| {
+                    Some((
+                        u32::from_le_bytes(take(&mut pair)?),
+                        u32::from_le_bytes(take(&mut pair)?),
+                    ))
+                })
                 .collect::<Option<Vec<_>>>()?,
         };
         Some(state)
@@ -358,13 +388,18 @@ fn open_format(root: &Dir, path: &Path) -> Result<Witness> {
     if let Some(text) = &found {
         match parse_format(text) {
             Some(version) if version > layout::FORMAT_VERSION => {
-                return Err(Error::Format { path: file(), found: version, supported: layout::FORMAT_VERSION });
+                return Err(Error::Format {
+                    path: file(),
+                    found: version,
+                    supported: layout::FORMAT_VERSION,
+                });
             }
             Some(_) => {}
             None => {
                 // Not readable as any version: written again. The new inode makes a new
                 // incarnation, so nothing that the old one vouched for is believed.
-                root.unlink(layout::FORMAT.as_ref()).context("repair", file)?;
+                root.unlink(layout::FORMAT.as_ref())
+                    .context("repair", file)?;
                 write_format(root).context("repair", file)?;
             }
         }
@@ -372,7 +407,10 @@ fn open_format(root: &Dir, path: &Path) -> Result<Witness> {
         write_format(root).context("make", file)?;
     }
     let stat = root.stat(layout::FORMAT.as_ref()).context("read", file)?;
-    let stat = stat.ok_or(Error::StoreRefused { path: path.into(), reason: "it vanished while being opened" })?;
+    let stat = stat.ok_or(Error::StoreRefused {
+        path: path.into(),
+        reason: "it vanished while being opened",
+    })?;
     Ok(Witness::of(&stat))
 }
 
@@ -429,7 +467,10 @@ fn lock_identity(root: &Dir) -> io::Result<Option<Lock>> {
 }
 
 fn is_read_only(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem)
+    matches!(
+        error.kind(),
+        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem
+    )
 }
 
 fn take<const N: usize>(bytes: &mut &[u8]) -> Option<[u8; N]> {
@@ -440,7 +481,10 @@ fn take<const N: usize>(bytes: &mut &[u8]) -> Option<[u8; N]> {
 
 fn take_time(bytes: &mut &[u8]) -> Option<Timestamp> {
     let seconds = i64::from_le_bytes(take(bytes)?);
-    Some(Timestamp { seconds, nanoseconds: u32::from_le_bytes(take(bytes)?) })
+    Some(Timestamp {
+        seconds,
+        nanoseconds: u32::from_le_bytes(take(bytes)?),
+    })
 }
 
 #[cfg(test)]
@@ -458,7 +502,10 @@ mod tests {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let first = open(folder.path())?;
         let second = open(folder.path())?;
-        assert_eq!((first.id(), first.incarnation()), (second.id(), second.incarnation()));
+        assert_eq!(
+            (first.id(), first.incarnation()),
+            (second.id(), second.incarnation())
+        );
 
         let copy = tempfile::tempdir().expect("a temporary folder");
         for name in [layout::FORMAT, layout::IDENTITY] {
@@ -466,7 +513,11 @@ mod tests {
         }
         let copied = open(copy.path())?;
         assert_eq!(copied.id(), first.id(), "it is the same store");
-        assert_ne!(copied.incarnation(), first.incarnation(), "in another place");
+        assert_ne!(
+            copied.incarnation(),
+            first.incarnation(),
+            "in another place"
+        );
         Ok(())
     }
 
@@ -476,8 +527,19 @@ mod tests {
         let line = format!("{}2", layout::FORMAT_WORDS);
         let newer = format!("{line}\n{}\n", crate::Digest::of(line.as_bytes()));
         std::fs::write(folder.path().join(layout::FORMAT), &newer).expect("written");
-        assert!(matches!(open(folder.path()), Err(Error::Format { found: 2, supported: 1, .. })));
-        assert_eq!(std::fs::read_dir(folder.path()).expect("listed").count(), 1, "nothing was made");
+        assert!(matches!(
+            open(folder.path()),
+            Err(Error::Format {
+                found: 2,
+                supported: 1,
+                ..
+            })
+        ));
+        assert_eq!(
+            std::fs::read_dir(folder.path()).expect("listed").count(),
+            1,
+            "nothing was made"
+        );
 
         for garbage in ["", "larder store format 9\n0\n", "x"] {
             std::fs::write(folder.path().join(layout::FORMAT), garbage).expect("written");
@@ -493,13 +555,19 @@ mod tests {
         let before = identity.epoch_after_writes();
         assert!(identity.is_trusted(before) && !identity.is_synced(before));
         identity.raise_barrier()?;
-        assert!(identity.is_synced(before), "the barrier covers what was written before it");
+        assert!(
+            identity.is_synced(before),
+            "the barrier covers what was written before it"
+        );
         let after = identity.epoch_after_writes();
         assert!(after > before && identity.is_trusted(after) && !identity.is_synced(after));
 
         identity.lock_state().begin_boot([7; 16]);
         assert!(identity.is_trusted(before), "synced before the power cut");
-        assert!(!identity.is_trusted(after), "written after the last barrier");
+        assert!(
+            !identity.is_trusted(after),
+            "written after the last barrier"
+        );
         let now = identity.lock_state().epoch;
         assert!(identity.is_trusted(now));
         assert!(!identity.is_trusted(now + 1), "an epoch that never was");
@@ -508,14 +576,22 @@ mod tests {
 
     #[test]
     fn many_unclean_boots_only_doubt_more() -> io::Result<()> {
-        let witness = Witness { inode: 1, changed: disk::now() };
+        let witness = Witness {
+            inode: 1,
+            changed: disk::now(),
+        };
         let mut state = State::new(witness, [0; 16])?;
         for boot in 1..=200 {
             state.begin_boot([boot; 16]);
         }
         assert!(state.doubtful.len() <= DOUBTFUL_RANGES_MAX);
         assert_eq!(State::decode(&state.encode()).as_ref(), Some(&state));
-        assert!((1..=200).all(|epoch| state.doubtful.iter().any(|(a, b)| (*a..=*b).contains(&epoch))));
+        assert!((1..=200).all(|epoch| {
+            state
+                .doubtful
+                .iter()
+                .any(|(a, b)| (*a..=*b).contains(&epoch))
+        }));
         Ok(())
     }
 }

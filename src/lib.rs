@@ -51,6 +51,8 @@ mod digest;
 mod disk;
 mod engine;
 mod error;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod identity;
 mod index;
 mod key;
@@ -59,23 +61,25 @@ mod options;
 mod parallel;
 
 pub use backend::{
-    BackendError, BackendResult, CacheBackend, CacheLookupResult, CachePolicy, DisabledBackend, ExactLogs, IRTask,
-    LocalBackend, MemoryBackend, ResourceRequirements, SecretSource, conformance,
+    BackendError, BackendResult, CacheBackend, CacheLookupResult, CachePolicy, DisabledBackend,
+    ExactLogs, IRTask, LocalBackend, MemoryBackend, ResourceRequirements, SecretSource,
+    conformance,
 };
 pub use cancel::Cancel;
 pub use digest::{Digest, ParseDigestError};
 pub use disk::{Capabilities, Timestamp};
 pub use engine::{
-    BlobReader, Cache, CacheEntry, CacheOutput, CopyReason, Health, Hit, LinkSupport, LogPiece, MethodCounts,
-    OutputContent, OutputDeclaration, OutputKind, Repair, Restored, ScrubReport, SourceFile, Stats, Stored,
-    StoredBlob, TaskLogs, destroy, remove_outputs,
+    BlobReader, Cache, CacheEntry, CacheOutput, CopyReason, Health, Hit, LinkSupport, LogPiece,
+    MethodCounts, OutputContent, OutputDeclaration, OutputKind, Repair, Restored, ScrubReport,
+    SourceFile, Stats, Stored, StoredBlob, TaskLogs, destroy, remove_outputs,
 };
 pub use error::{Error, ErrorKind, Result};
 pub use key::{KEY_BYTES_MAX, TaskDigest};
 pub use manifest::{
-    BlobRef, DecodeError, LOG_INLINE_BYTES_MAX, LogStream, Logs, Manifest, Node, NodeKind, Origin, OutputPath,
-    PathError, Root, RootKind,
+    BlobRef, DecodeError, LOG_INLINE_BYTES_MAX, LogStream, Logs, Manifest, Node, NodeKind, Origin,
+    OutputPath, PathError, Root, RootKind,
 };
 pub use options::{
-    CacheOptions, Durability, LINK_BYTES_MIN, LinkMode, MtimeMode, ParseOptionError, RestoreOptions, VerifyLevel,
+    CacheOptions, Durability, LINK_BYTES_MIN, LinkMode, MtimeMode, ParseOptionError,
+    RestoreOptions, VerifyLevel,
 };

@@ -207,7 +207,12 @@ mod tests {
 
     #[test]
     fn names_read_back() {
-        for mode in [LinkMode::Auto, LinkMode::Copy, LinkMode::Hardlink, LinkMode::Reflink] {
+        for mode in [
+            LinkMode::Auto,
+            LinkMode::Copy,
+            LinkMode::Hardlink,
+            LinkMode::Reflink,
+        ] {
             assert_eq!(mode.to_string().parse(), Ok(mode));
         }
         assert!("hard".parse::<LinkMode>().is_err());

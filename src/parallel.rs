@@ -28,7 +28,10 @@ pub(crate) fn for_each_with<T: Sync, S>(
     work: impl Fn(&mut S, &T) -> Result<()> + Sync,
 ) -> Result<()> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let threads = cores.min(THREADS_MAX).min(items.len() / ITEMS_PER_THREAD_MIN).max(1);
+    let threads = cores
+        .min(THREADS_MAX)
+        .min(items.len() / ITEMS_PER_THREAD_MIN)
+        .max(1);
     if threads == 1 {
         let mut state = state();
         return items.iter().try_for_each(|item| work(&mut state, item));
@@ -40,13 +43,19 @@ pub(crate) fn for_each_with<T: Sync, S>(
         let mut state = state();
         while !has_failed.load(Ordering::Relaxed) {
             let start = next.fetch_add(RUN, Ordering::Relaxed);
-            let Some(run) = items.get(start..items.len().min(start + RUN)).filter(|run| !run.is_empty()) else {
+            let Some(run) = items
+                .get(start..items.len().min(start + RUN))
+                .filter(|run| !run.is_empty())
+            else {
                 return;
             };
             if let Err(error) = run.iter().try_for_each(|item| work(&mut state, item)) {
                 has_failed.store(true, Ordering::Relaxed);
                 // The first failure is the one to tell.
-                failure.lock().unwrap_or_else(std::sync::PoisonError::into_inner).get_or_insert(error);
+                failure
+                    .lock()
+                    .unwrap_or_else(std::sync::PoisonError::into_inner)
+                    .get_or_insert(error);
                 return;
             }
         }
@@ -58,7 +67,10 @@ pub(crate) fn for_each_with<T: Sync, S>(
         }
         run();
     });
-    failure.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner).map_or(Ok(()), Err)
+    failure
+        .into_inner()
+        .unwrap_or_else(std::sync::PoisonError::into_inner)
+        .map_or(Ok(()), Err)
 }
 
 #[cfg(test)]

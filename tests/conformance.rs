@@ -1,8 +1,8 @@
 //! The public conformance suite on every backend, and on the engine over each fallback.
 
 use larder::{
-    Cache, CacheBackend, CacheOptions, Capabilities, DisabledBackend, Durability, LinkMode, LocalBackend,
-    MemoryBackend, RestoreOptions, VerifyLevel, conformance,
+    Cache, CacheBackend, CacheOptions, Capabilities, DisabledBackend, Durability, LinkMode,
+    LocalBackend, MemoryBackend, RestoreOptions, VerifyLevel, conformance,
 };
 use std::sync::Arc;
 
@@ -38,7 +38,11 @@ async fn check_local(options: CacheOptions, restore_options: RestoreOptions) {
 #[tokio::test]
 async fn local_conforms_over_every_fallback() {
     for capabilities in capabilities() {
-        check_local(CacheOptions::default().with_capabilities(capabilities), RestoreOptions::default()).await;
+        check_local(
+            CacheOptions::default().with_capabilities(capabilities),
+            RestoreOptions::default(),
+        )
+        .await;
     }
 }
 
@@ -47,8 +51,9 @@ async fn local_conforms_durably_in_every_private_mode_and_at_every_level() {
     for link_mode in PRIVATE_MODES {
         for verify_level in [VerifyLevel::Stamp, VerifyLevel::Content] {
             let options = CacheOptions::default().with_durability(Durability::Durable);
-            let restore_options =
-                RestoreOptions::default().with_link_mode(link_mode).with_verify_level(verify_level);
+            let restore_options = RestoreOptions::default()
+                .with_link_mode(link_mode)
+                .with_verify_level(verify_level);
             check_local(options, restore_options).await;
         }
     }

@@ -4,10 +4,13 @@
 
 mod common;
 
-use common::{Lab, filesystems, inode, is_root, noise, skip, snapshot, snapshot_read_only, task, write, write_old};
+use common::{
+    Lab, filesystems, inode, is_root, noise, skip, snapshot, snapshot_read_only, task, write,
+    write_old,
+};
 use larder::{
-    Cache, CacheBackend, CacheEntry, CacheOptions, CacheOutput, Cancel, CopyReason, Durability, Error, LinkMode,
-    LocalBackend, MtimeMode, RestoreOptions, conformance,
+    Cache, CacheBackend, CacheEntry, CacheOptions, CacheOutput, Cancel, CopyReason, Durability,
+    Error, LinkMode, LocalBackend, MtimeMode, RestoreOptions, conformance,
 };
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -16,8 +19,14 @@ use std::process::Command;
 
 fn make_tree(workspace: &Path) {
     for number in 0..40 {
-        write_old(&workspace.join(format!("out/{}/small-{number}", number % 7)), &noise(number, 900));
-        write_old(&workspace.join(format!("out/{}/large-{number}", number % 7)), &noise(number, 70_000));
+        write_old(
+            &workspace.join(format!("out/{}/small-{number}", number % 7)),
+            &noise(number, 900),
+        );
+        write_old(
+            &workspace.join(format!("out/{}/large-{number}", number % 7)),
+            &noise(number, 70_000),
+        );
     }
     fs::create_dir_all(workspace.join("out/empty")).expect("made");
     std::os::unix::fs::symlink("0/small-0", workspace.join("out/link")).expect("linked");
@@ -30,20 +39,47 @@ fn large_outputs_are_links_of_the_kind_that_the_filesystem_has() {
         make_tree(&lab.workspace());
         lab.store("k", &["out"]);
         let again = lab.path("again");
-        let restored = lab.restore("k", &again, RestoreOptions::default()).expect("restored").expect("a hit");
-        assert_eq!(restored.copied.files, 40, "small files are copies on {name}");
+        let restored = lab
+            .restore("k", &again, RestoreOptions::default())
+            .expect("restored")
+            .expect("a hit");
+        assert_eq!(
+            restored.copied.files, 40,
+            "small files are copies on {name}"
+        );
         let reflinks = matches!(name.as_str(), "btrfs" | "xfs");
-        assert_eq!(restored.reflinked.files, if reflinks { 40 } else { 0 }, "reflinks on {name}");
-        assert_eq!(restored.hardlinked.files, if reflinks { 0 } else { 40 }, "hardlinks on {name}");
+        assert_eq!(
+            restored.reflinked.files,
+            if reflinks { 40 } else { 0 },
+            "reflinks on {name}"
+        );
+        assert_eq!(
+            restored.hardlinked.files,
+            if reflinks { 0 } else { 40 },
+            "hardlinks on {name}"
+        );
         if reflinks {
             assert_eq!(snapshot(&again), snapshot(&lab.workspace()), "{name}");
         } else {
-            assert_eq!(snapshot_read_only(&again), snapshot_read_only(&lab.workspace()), "{name}");
+            assert_eq!(
+                snapshot_read_only(&again),
+                snapshot_read_only(&lab.workspace()),
+                "{name}"
+            );
         }
         let all = RestoreOptions::default().with_link_mode(LinkMode::Hardlink);
-        let restored = lab.restore("k", &lab.path("linked"), all).expect("restored").expect("a hit");
-        assert_eq!(restored.hardlinked.files, 80, "`hardlink` links all on {name}");
-        let restored = lab.restore("k", &lab.path("linked"), all).expect("restored").expect("a hit");
+        let restored = lab
+            .restore("k", &lab.path("linked"), all)
+            .expect("restored")
+            .expect("a hit");
+        assert_eq!(
+            restored.hardlinked.files, 80,
+            "`hardlink` links all on {name}"
+        );
+        let restored = lab
+            .restore("k", &lab.path("linked"), all)
+            .expect("restored")
+            .expect("a hit");
         assert_eq!(restored.kept.files, 80, "and keeps all on {name}");
     }
 }
@@ -62,10 +98,22 @@ fn across_filesystems_outputs_are_copies_and_the_report_says_why() {
         for link_mode in [LinkMode::Auto, LinkMode::Hardlink, LinkMode::Reflink] {
             let options = RestoreOptions::default().with_link_mode(link_mode);
             let target = folder.path().join(link_mode.to_string());
-            let restored = lab.restore("k", &target, options).expect("restored").expect("a hit");
+            let restored = lab
+                .restore("k", &target, options)
+                .expect("restored")
+                .expect("a hit");
             assert_eq!(restored.copied.files, 80, "{from} to {to}, {link_mode}");
-            assert!(restored.copy_reasons.contains_key(&CopyReason::OtherFilesystem), "{from} to {to}, {link_mode}");
-            assert_eq!(snapshot(&target), snapshot(&lab.workspace()), "{from} to {to}, {link_mode}");
+            assert!(
+                restored
+                    .copy_reasons
+                    .contains_key(&CopyReason::OtherFilesystem),
+                "{from} to {to}, {link_mode}"
+            );
+            assert_eq!(
+                snapshot(&target),
+                snapshot(&lab.workspace()),
+                "{from} to {to}, {link_mode}"
+            );
         }
     }
 }
@@ -94,16 +142,23 @@ fn sparse_files_stay_sparse_on_the_way_in_and_out() {
         write(&path, b"");
         let file = fs::File::options().write(true).open(&path).expect("opens");
         file.set_len(LENGTH_BYTES).expect("sparse");
-        std::os::unix::fs::FileExt::write_all_at(&file, &noise(1, 8192), 32 << 20).expect("an island");
+        std::os::unix::fs::FileExt::write_all_at(&file, &noise(1, 8192), 32 << 20)
+            .expect("an island");
         drop(file);
         lab.store("k", &["out"]);
         for link_mode in [LinkMode::Copy, LinkMode::Auto] {
             let target = lab.path(&format!("{link_mode}"));
             let options = RestoreOptions::default().with_link_mode(link_mode);
-            lab.restore("k", &target, options).expect("restored").expect("a hit");
+            lab.restore("k", &target, options)
+                .expect("restored")
+                .expect("a hit");
             let meta = fs::metadata(target.join("out")).expect("there");
             assert_eq!(meta.len(), LENGTH_BYTES);
-            assert!(meta.blocks() * 512 < 1 << 20, "{} blocks on {name}, {link_mode}", meta.blocks());
+            assert!(
+                meta.blocks() * 512 < 1 << 20,
+                "{} blocks on {name}, {link_mode}",
+                meta.blocks()
+            );
         }
     }
 }
@@ -124,11 +179,19 @@ fn a_blob_at_the_link_limit_gets_a_fresh_inode() {
         }
         assert!(links >= 65_000, "the limit is reached");
         let old = inode(blob);
-        let options = RestoreOptions::default().with_link_mode(LinkMode::Hardlink).with_mtime_mode(MtimeMode::Linked);
-        let restored = lab.restore("k", &lab.path("place"), options).expect("restored").expect("a hit");
+        let options = RestoreOptions::default()
+            .with_link_mode(LinkMode::Hardlink)
+            .with_mtime_mode(MtimeMode::Linked);
+        let restored = lab
+            .restore("k", &lab.path("place"), options)
+            .expect("restored")
+            .expect("a hit");
         assert_eq!(restored.hardlinked.files, 1, "on {name}");
         assert_ne!(inode(&lab.path("place/out")), old);
-        assert_eq!(fs::read(lab.path("place/out")).expect("there"), noise(1, 50_000));
+        assert_eq!(
+            fs::read(lab.path("place/out")).expect("there"),
+            noise(1, 50_000)
+        );
     }
 }
 
@@ -142,7 +205,10 @@ impl Small {
             return None;
         }
         let folder = tempfile::tempdir().expect("a temporary folder");
-        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", options, "tmpfs"]).arg(folder.path()).status();
+        let mounted = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", options, "tmpfs"])
+            .arg(folder.path())
+            .status();
         if !mounted.is_ok_and(|status| status.success()) {
             skip("a small filesystem cannot be mounted here");
             return None;
@@ -160,10 +226,15 @@ impl Drop for Small {
 #[test]
 fn a_full_disk_is_a_clear_error_and_the_workspace_stays_as_it_was() {
     for options in ["size=3m", "size=300m,nr_inodes=120"] {
-        let Some(small) = Small::mount(options) else { return };
+        let Some(small) = Small::mount(options) else {
+            return;
+        };
         let lab = Lab::new();
         for number in 0..200 {
-            write(&lab.workspace().join(format!("out/{number}")), &noise(number, 20_000));
+            write(
+                &lab.workspace().join(format!("out/{number}")),
+                &noise(number, 20_000),
+            );
         }
         lab.store("k", &["out"]);
         // Restoring to a full disk.
@@ -172,14 +243,22 @@ fn a_full_disk_is_a_clear_error_and_the_workspace_stays_as_it_was() {
         let before = snapshot(&place);
         let options = RestoreOptions::default().with_link_mode(LinkMode::Copy);
         let full = lab.restore("k", &place, options);
-        assert!(matches!(full, Err(Error::Full { .. })), "{options:?}: {full:?}");
+        assert!(
+            matches!(full, Err(Error::Full { .. })),
+            "{options:?}: {full:?}"
+        );
         assert_eq!(snapshot(&place), before, "the workspace is as it was");
-        assert!(lab.cache.lookup(&task("k")).expect("a lookup").is_some(), "the entry is not to blame");
+        assert!(
+            lab.cache.lookup(&task("k")).expect("a lookup").is_some(),
+            "the entry is not to blame"
+        );
         fs::remove_dir_all(&place).expect("removed");
         // Storing to a full disk.
-        let cache = Cache::open(&small.0.path().join("store"), CacheOptions::default()).expect("opens");
+        let cache =
+            Cache::open(&small.0.path().join("store"), CacheOptions::default()).expect("opens");
         common::store(&cache, "small", &lab.workspace(), &["out/1"]);
-        let entry = CacheEntry::capture(&lab.workspace(), &[larder::OutputDeclaration::new("out")]).expect("captured");
+        let entry = CacheEntry::capture(&lab.workspace(), &[larder::OutputDeclaration::new("out")])
+            .expect("captured");
         let full = cache.store(&task("large"), &entry, &Cancel::new());
         assert!(matches!(full, Err(Error::Full { .. })), "{full:?}");
         assert!(cache.lookup(&task("large")).expect("a lookup").is_none());
@@ -193,21 +272,34 @@ fn a_full_disk_is_a_clear_error_and_the_workspace_stays_as_it_was() {
 
 #[test]
 fn a_read_only_store_still_answers() {
-    let Some(small) = Small::mount("size=50m") else { return };
+    let Some(small) = Small::mount("size=50m") else {
+        return;
+    };
     let lab = Lab::new();
     write_old(&lab.workspace().join("out"), &noise(1, 50_000));
     let path = small.0.path().join("store");
     let cache = Cache::open(&path, CacheOptions::default()).expect("opens");
     common::store(&cache, "k", &lab.workspace(), &["out"]);
     drop(cache);
-    let remounted = Command::new("mount").args(["-o", "remount,ro"]).arg(small.0.path()).status();
+    let remounted = Command::new("mount")
+        .args(["-o", "remount,ro"])
+        .arg(small.0.path())
+        .status();
     assert!(remounted.expect("mount runs").success());
     let cache = Cache::open(&path, CacheOptions::default()).expect("opens read-only");
     assert!(cache.lookup(&task("k")).expect("a lookup").is_some());
-    let restored = cache.restore(&task("k"), &lab.path("place"), RestoreOptions::default(), &Cancel::new());
+    let restored = cache.restore(
+        &task("k"),
+        &lab.path("place"),
+        RestoreOptions::default(),
+        &Cancel::new(),
+    );
     assert!(restored.expect("restored").is_some());
     let mut entry = CacheEntry::new(0, 1);
     entry.outputs.push(CacheOutput::bytes("x", "y"));
     let refused = cache.store(&task("new"), &entry, &Cancel::new());
-    assert!(refused.as_ref().is_err_and(Error::allows_uncached_run), "{refused:?}");
+    assert!(
+        refused.as_ref().is_err_and(Error::allows_uncached_run),
+        "{refused:?}"
+    );
 }

@@ -4,8 +4,9 @@ mod common;
 
 use common::snapshot;
 use larder::{
-    Cache, CacheBackend, CacheEntry, CacheOptions, CacheOutput, CachePolicy, ErrorKind, IRTask, LinkMode, LocalBackend,
-    MemoryBackend, OutputPath, RestoreOptions, Root, RootKind, TaskDigest, Timestamp,
+    Cache, CacheBackend, CacheEntry, CacheOptions, CacheOutput, CachePolicy, ErrorKind, IRTask,
+    LinkMode, LocalBackend, MemoryBackend, OutputPath, RestoreOptions, Root, RootKind, TaskDigest,
+    Timestamp,
 };
 use proptest::prelude::*;
 use std::fs;
@@ -13,16 +14,40 @@ use std::path::Path;
 
 #[derive(Debug, Clone)]
 enum Operation {
-    Store { key: u8, outputs: Vec<Output>, roots: Vec<(u8, RootKind)>, policy: CachePolicy },
-    Check { key: u8, policy: CachePolicy },
-    Restore { key: u8 },
-    Logs { key: u8 },
-    Remove { key: u8 },
+    Store {
+        key: u8,
+        outputs: Vec<Output>,
+        roots: Vec<(u8, RootKind)>,
+        policy: CachePolicy,
+    },
+    Check {
+        key: u8,
+        policy: CachePolicy,
+    },
+    Restore {
+        key: u8,
+    },
+    Logs {
+        key: u8,
+    },
+    Remove {
+        key: u8,
+    },
     /// Something happens in both workspaces.
-    Write { path: u8, content: u8 },
-    Delete { path: u8 },
-    MakeDirectory { path: u8 },
-    MakeSymlink { path: u8, target: u8 },
+    Write {
+        path: u8,
+        content: u8,
+    },
+    Delete {
+        path: u8,
+    },
+    MakeDirectory {
+        path: u8,
+    },
+    MakeSymlink {
+        path: u8,
+        target: u8,
+    },
     /// The store is closed and opened again.
     Reopen,
 }
@@ -36,14 +61,34 @@ struct Output {
 #[derive(Debug, Clone)]
 enum What {
     /// Always with a time, so that the two workspaces can be compared.
-    Bytes { content: u8, mode: u32, time: i64 },
-    Directory { mode: u32 },
-    Symlink { target: u8 },
+    Bytes {
+        content: u8,
+        mode: u32,
+        time: i64,
+    },
+    Directory {
+        mode: u32,
+    },
+    Symlink {
+        target: u8,
+    },
 }
 
 /// Few paths, so that operations meet: nested, alike, and some that cannot be outputs.
-const PATHS: [&str; 12] =
-    ["a", "b", "a/x", "a/y", "a/x/deep", "b/only", "c/one", "c/two", "c", "a-b", "../escape", "a/x/deep/er"];
+const PATHS: [&str; 12] = [
+    "a",
+    "b",
+    "a/x",
+    "a/y",
+    "a/x/deep",
+    "b/only",
+    "c/one",
+    "c/two",
+    "c",
+    "a-b",
+    "../escape",
+    "a/x/deep/er",
+];
 const PATTERNS: [&str; 4] = ["*", "a/*", "**/deep", "c/t*"];
 
 fn content(number: u8) -> Vec<u8> {
@@ -52,7 +97,13 @@ fn content(number: u8) -> Vec<u8> {
 }
 
 fn what() -> impl Strategy<Value = What> {
-    let mode = prop_oneof![Just(0o644), Just(0o755), Just(0o600), Just(0o444), Just(0o4711)];
+    let mode = prop_oneof![
+        Just(0o644),
+        Just(0o755),
+        Just(0o600),
+        Just(0o444),
+        Just(0o4711)
+    ];
     let time = -5_i64..2_000_000_000;
     prop_oneof![
         4 => (any::<u8>(), mode, time).prop_map(|(content, mode, time)| What::Bytes { content, mode, time }),
@@ -91,13 +142,24 @@ fn operation() -> impl Strategy<Value = Operation> {
 }
 
 fn entry(outputs: &[Output], roots: &[(u8, RootKind)]) -> CacheEntry {
-    let mut entry = CacheEntry::new(0, outputs.len() as u64).with_stdout(content(roots.len() as u8 + 3)).with_stderr("e");
+    let mut entry = CacheEntry::new(0, outputs.len() as u64)
+        .with_stdout(content(roots.len() as u8 + 3))
+        .with_stderr("e");
     for output in outputs {
         let path = PATHS[usize::from(output.path)];
         entry.outputs.push(match output.what {
-            What::Bytes { content: number, mode, time } => {
-                let time = Timestamp { seconds: time, nanoseconds: 5 };
-                CacheOutput::bytes(path, content(number)).with_mode(mode).with_modified(time)
+            What::Bytes {
+                content: number,
+                mode,
+                time,
+            } => {
+                let time = Timestamp {
+                    seconds: time,
+                    nanoseconds: 5,
+                };
+                CacheOutput::bytes(path, content(number))
+                    .with_mode(mode)
+                    .with_modified(time)
             }
             What::Directory { mode } => CacheOutput::directory(path).with_mode(mode),
             What::Symlink { target } => CacheOutput::symlink(path, PATHS[usize::from(target)]),
@@ -127,17 +189,32 @@ fn meddle(workspace: &Path, operation: &Operation) {
     };
     // Nothing is done through a symlink, so that both workspaces change alike and nothing outside.
     let is_safe = |path: &Path| {
-        let within = path.strip_prefix(workspace).is_ok_and(|rest| !rest.starts_with(".."));
-        let parents = path.ancestors().skip(1).take_while(|parent| *parent != workspace);
-        within && parents.into_iter().all(|parent| !fs::symlink_metadata(parent).is_ok_and(|meta| meta.is_symlink()))
+        let within = path
+            .strip_prefix(workspace)
+            .is_ok_and(|rest| !rest.starts_with(".."));
+        let parents = path
+            .ancestors()
+            .skip(1)
+            .take_while(|parent| *parent != workspace);
+        within
+            && parents
+                .into_iter()
+                .all(|parent| !fs::symlink_metadata(parent).is_ok_and(|meta| meta.is_symlink()))
     };
     match operation {
-        Operation::Write { path, content: number } if is_safe(&place(*path)) => {
+        Operation::Write {
+            path,
+            content: number,
+        } if is_safe(&place(*path)) => {
             clear(&place(*path));
             if fs::write(place(*path), content(*number)).is_ok() {
                 common::set_age(&place(*path), std::time::Duration::from_secs(0));
-                let file = fs::File::options().write(true).open(place(*path)).expect("opens");
-                file.set_modified(std::time::UNIX_EPOCH).expect("a time that both have");
+                let file = fs::File::options()
+                    .write(true)
+                    .open(place(*path))
+                    .expect("opens");
+                file.set_modified(std::time::UNIX_EPOCH)
+                    .expect("a time that both have");
             }
         }
         Operation::Delete { path } if is_safe(&place(*path)) => {
@@ -161,40 +238,76 @@ async fn run(operations: &[Operation]) -> Result<(), TestCaseError> {
     let store = folder.path().join("store");
     let open = || {
         let cache = Cache::open(&store, CacheOptions::default()).expect("opens");
-        LocalBackend::new(cache).with_restore_options(RestoreOptions::default().with_link_mode(LinkMode::Copy))
+        LocalBackend::new(cache)
+            .with_restore_options(RestoreOptions::default().with_link_mode(LinkMode::Copy))
     };
     let (mut local, memory) = (open(), MemoryBackend::new());
     let places = [folder.path().join("local"), folder.path().join("memory")];
-    places.iter().for_each(|place| fs::create_dir(place).expect("made"));
+    places
+        .iter()
+        .for_each(|place| fs::create_dir(place).expect("made"));
     let task = IRTask::new("model");
     for operation in operations {
         match operation {
-            Operation::Store { key, outputs, roots, policy } => {
+            Operation::Store {
+                key,
+                outputs,
+                roots,
+                policy,
+            } => {
                 let entry = entry(outputs, roots);
                 let key = key.to_string();
-                let stored = local.store(&task, &key, &entry, *policy).await.map_err(|error| error.kind());
-                let expected = memory.store(&task, &key, &entry, *policy).await.map_err(|error| error.kind());
+                let stored = local
+                    .store(&task, &key, &entry, *policy)
+                    .await
+                    .map_err(|error| error.kind());
+                let expected = memory
+                    .store(&task, &key, &entry, *policy)
+                    .await
+                    .map_err(|error| error.kind());
                 prop_assert_eq!(stored, expected, "{:?}", operation);
             }
             Operation::Check { key, policy } => {
-                let found = local.check(&task, &key.to_string(), *policy).await.expect("a check");
-                let expected = memory.check(&task, &key.to_string(), *policy).await.expect("a check");
+                let found = local
+                    .check(&task, &key.to_string(), *policy)
+                    .await
+                    .expect("a check");
+                let expected = memory
+                    .check(&task, &key.to_string(), *policy)
+                    .await
+                    .expect("a check");
                 prop_assert_eq!(found, expected);
             }
             Operation::Restore { key } => {
                 let key = key.to_string();
                 let restored = local.restore_outputs(&task, &key, &places[0]).await;
                 let expected = memory.restore_outputs(&task, &key, &places[1]).await;
-                let paths = |outputs: Vec<CacheOutput>| outputs.into_iter().map(|output| output.path).collect::<Vec<_>>();
+                let paths = |outputs: Vec<CacheOutput>| {
+                    outputs
+                        .into_iter()
+                        .map(|output| output.path)
+                        .collect::<Vec<_>>()
+                };
                 let restored = restored.map(paths).map_err(|error| error.kind());
                 let expected = expected.map(paths).map_err(|error| error.kind());
                 prop_assert_eq!(&restored, &expected, "{:?}", operation);
                 prop_assert_ne!(restored.err(), Some(ErrorKind::Damaged));
-                prop_assert_eq!(snapshot(&places[0]), snapshot(&places[1]), "after {:?}", operation);
+                prop_assert_eq!(
+                    snapshot(&places[0]),
+                    snapshot(&places[1]),
+                    "after {:?}",
+                    operation
+                );
             }
             Operation::Logs { key } => {
                 let logs = local.get_logs(&task, &key.to_string()).await.expect("logs");
-                prop_assert_eq!(logs, memory.get_logs(&task, &key.to_string()).await.expect("logs"));
+                prop_assert_eq!(
+                    logs,
+                    memory
+                        .get_logs(&task, &key.to_string())
+                        .await
+                        .expect("logs")
+                );
             }
             Operation::Remove { key } => {
                 let key = key.to_string();
@@ -206,11 +319,18 @@ async fn run(operations: &[Operation]) -> Result<(), TestCaseError> {
             meddling => places.iter().for_each(|place| meddle(place, meddling)),
         }
     }
-    let report = local.cache().scrub(larder::Repair::No, &larder::Cancel::new(), &mut |_| {}).expect("readable");
+    let report = local
+        .cache()
+        .scrub(larder::Repair::No, &larder::Cancel::new(), &mut |_| {})
+        .expect("readable");
     prop_assert!(report.is_clean(), "{:?}", report);
     for place in &places {
         // Directories without write permission keep an ordinary user from cleaning up.
-        let _ = std::process::Command::new("chmod").arg("-R").arg("u+rwx").arg(place).status();
+        let _ = std::process::Command::new("chmod")
+            .arg("-R")
+            .arg("u+rwx")
+            .arg(place)
+            .status();
     }
     Ok(())
 }

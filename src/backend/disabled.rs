@@ -19,22 +19,42 @@ pub struct DisabledBackend;
 
 #[async_trait]
 impl CacheBackend for DisabledBackend {
-    async fn check(&self, _: &IRTask, digest: &str, _: CachePolicy) -> BackendResult<CacheLookupResult> {
+    async fn check(
+        &self,
+        _: &IRTask,
+        digest: &str,
+        _: CachePolicy,
+    ) -> BackendResult<CacheLookupResult> {
         TaskDigest::derive("", digest)?;
         Ok(CacheLookupResult::miss(digest))
     }
 
-    async fn store(&self, _: &IRTask, digest: &str, _: &CacheEntry, _: CachePolicy) -> BackendResult<()> {
+    async fn store(
+        &self,
+        _: &IRTask,
+        digest: &str,
+        _: &CacheEntry,
+        _: CachePolicy,
+    ) -> BackendResult<()> {
         TaskDigest::derive("", digest)?;
         Ok(())
     }
 
-    async fn restore_outputs(&self, _: &IRTask, digest: &str, _: &Path) -> BackendResult<Vec<CacheOutput>> {
+    async fn restore_outputs(
+        &self,
+        _: &IRTask,
+        digest: &str,
+        _: &Path,
+    ) -> BackendResult<Vec<CacheOutput>> {
         TaskDigest::derive("", digest)?;
         Err(Error::Miss)
     }
 
-    async fn get_logs(&self, _: &IRTask, digest: &str) -> BackendResult<(Option<String>, Option<String>)> {
+    async fn get_logs(
+        &self,
+        _: &IRTask,
+        digest: &str,
+    ) -> BackendResult<(Option<String>, Option<String>)> {
         TaskDigest::derive("", digest)?;
         Ok((None, None))
     }

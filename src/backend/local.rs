@@ -4,7 +4,9 @@
 //! lookup takes microseconds and runs in place. A future that is dropped sets the operation's
 //! cancel flag; the operation ends at its next file, its leases end with it.
 
-use super::{BackendResult, CacheBackend, CacheLookupResult, CachePolicy, ExactLogs, IRTask, lossy};
+use super::{
+    BackendResult, CacheBackend, CacheLookupResult, CachePolicy, ExactLogs, IRTask, lossy,
+};
 use crate::cancel::Cancel;
 use crate::engine::{Cache, CacheEntry, CacheOutput, TaskLogs};
 use crate::error::{Error, Result};
@@ -51,7 +53,10 @@ impl LocalBackend {
 
     /// Puts the facade before an open store.
     pub fn new(cache: Cache) -> LocalBackend {
-        LocalBackend { cache, restore_options: RestoreOptions::default() }
+        LocalBackend {
+            cache,
+            restore_options: RestoreOptions::default(),
+        }
     }
 
     /// Replaces how restores go about it.
@@ -75,8 +80,16 @@ impl LocalBackend {
         let runtime = tokio::runtime::Handle::try_current().map_err(|_| Error::NoRuntime)?;
         let guard = CancelOnDrop(Cancel::new());
         let (cache, cancel) = (self.cache.clone(), guard.0.clone());
-        let done = runtime.spawn_blocking(move || operation(&cache, &cancel)).await;
-        done.map_err(|error| if error.is_cancelled() { Error::Cancelled } else { Error::Internal { what } })?
+        let done = runtime
+            .spawn_blocking(move || operation(&cache, &cancel))
+            .await;
+        done.map_err(|error| {
+            if error.is_cancelled() {
+                Error::Cancelled
+            } else {
+                Error::Internal { what }
+            }
+        })?
     }
 }
 
@@ -90,7 +103,12 @@ impl Drop for CancelOnDrop {
 
 #[async_trait]
 impl CacheBackend for LocalBackend {
-    async fn check(&self, _: &IRTask, digest: &str, policy: CachePolicy) -> BackendResult<CacheLookupResult> {
+    async fn check(
+        &self,
+        _: &IRTask,
+        digest: &str,
+        policy: CachePolicy,
+    ) -> BackendResult<CacheLookupResult> {
         let key = TaskDigest::derive("", digest)?;
         if !policy.allows_read() {
             return Ok(CacheLookupResult::miss(digest));
@@ -110,7 +128,10 @@ impl CacheBackend for LocalBackend {
             return Ok(());
         }
         let entry = entry.clone();
-        self.run("storing", move |cache, cancel| cache.store(&key, &entry, cancel)).await?;
+        self.run("storing", move |cache, cancel| {
+            cache.store(&key, &entry, cancel)
+        })
+        .await?;
         // Nobody waits for this, and nobody needs its result.
         let cache = self.cache.clone();
         drop(tokio::runtime::Handle::current().spawn_blocking(move || cache.maintain()));
@@ -126,13 +147,19 @@ impl CacheBackend for LocalBackend {
         let key = TaskDigest::derive("", digest)?;
         let (workspace, options) = (workspace.to_path_buf(), self.restore_options);
         self.run("restoring", move |cache, cancel| {
-            let restored = cache.restore(&key, &workspace, options, cancel)?.ok_or(Error::Miss)?;
+            let restored = cache
+                .restore(&key, &workspace, options, cancel)?
+                .ok_or(Error::Miss)?;
             Ok(cache.outputs(&restored.manifest))
         })
         .await
     }
 
-    async fn get_logs(&self, task: &IRTask, digest: &str) -> BackendResult<(Option<String>, Option<String>)> {
+    async fn get_logs(
+        &self,
+        task: &IRTask,
+        digest: &str,
+    ) -> BackendResult<(Option<String>, Option<String>)> {
         Ok(lossy(self.get_exact_logs(task, digest).await?))
     }
 
@@ -141,7 +168,8 @@ impl CacheBackend for LocalBackend {
     }
 
     async fn health_check(&self) -> BackendResult<()> {
-        self.run("looking after the store", |cache, _| cache.check_usable()).await
+        self.run("looking after the store", |cache, _| cache.check_usable())
+            .await
     }
 }
 
@@ -149,6 +177,7 @@ impl CacheBackend for LocalBackend {
 impl ExactLogs for LocalBackend {
     async fn get_exact_logs(&self, _: &IRTask, digest: &str) -> BackendResult<Option<TaskLogs>> {
         let key = TaskDigest::derive("", digest)?;
-        self.run("reading logs", move |cache, _| cache.logs(&key)).await
+        self.run("reading logs", move |cache, _| cache.logs(&key))
+            .await
     }
 }

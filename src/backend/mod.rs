@@ -68,16 +68,27 @@ pub struct CacheLookupResult {
 impl CacheLookupResult {
     /// A hit.
     pub fn hit(digest: impl Into<String>, duration_ms: u64) -> CacheLookupResult {
-        CacheLookupResult { hit: true, digest: digest.into(), duration_ms: Some(duration_ms) }
+        CacheLookupResult {
+            hit: true,
+            digest: digest.into(),
+            duration_ms: Some(duration_ms),
+        }
     }
 
     /// A miss.
     pub fn miss(digest: impl Into<String>) -> CacheLookupResult {
-        CacheLookupResult { hit: false, digest: digest.into(), duration_ms: None }
+        CacheLookupResult {
+            hit: false,
+            digest: digest.into(),
+            duration_ms: None,
+        }
     }
 
     fn of(digest: &str, hit: Option<Hit>) -> CacheLookupResult {
-        hit.map_or_else(|| CacheLookupResult::miss(digest), |hit| CacheLookupResult::hit(digest, hit.duration_ms))
+        hit.map_or_else(
+            || CacheLookupResult::miss(digest),
+            |hit| CacheLookupResult::hit(digest, hit.duration_ms),
+        )
     }
 }
 
@@ -123,7 +134,12 @@ pub trait CacheBackend: Send + Sync {
     ///
     /// # Errors
     /// If the digest is no key, or the store cannot be read.
-    async fn check(&self, task: &IRTask, digest: &str, policy: CachePolicy) -> BackendResult<CacheLookupResult>;
+    async fn check(
+        &self,
+        task: &IRTask,
+        digest: &str,
+        policy: CachePolicy,
+    ) -> BackendResult<CacheLookupResult>;
 
     /// Store a task execution result in the cache. A policy that forbids writing makes this a
     /// successful no-op.
@@ -154,7 +170,11 @@ pub trait CacheBackend: Send + Sync {
     ///
     /// # Errors
     /// If the digest is no key, or the logs cannot be read.
-    async fn get_logs(&self, task: &IRTask, digest: &str) -> BackendResult<(Option<String>, Option<String>)>;
+    async fn get_logs(
+        &self,
+        task: &IRTask,
+        digest: &str,
+    ) -> BackendResult<(Option<String>, Option<String>)>;
 
     /// Get the backend name for logging and metrics.
     fn name(&self) -> &'static str;

@@ -81,7 +81,10 @@ pub struct ResourceRequirements {
 impl IRTask {
     /// A task of which only the name is known.
     pub fn new(id: impl Into<String>) -> IRTask {
-        IRTask { id: id.into(), ..IRTask::default() }
+        IRTask {
+            id: id.into(),
+            ..IRTask::default()
+        }
     }
 
     /// Sets the command.
@@ -100,7 +103,11 @@ impl IRTask {
 
     /// What the task may do with the cache: its own policy, and nothing if it deploys.
     pub fn effective_policy(&self) -> CachePolicy {
-        if self.deployment { CachePolicy::Disabled } else { self.cache_policy }
+        if self.deployment {
+            CachePolicy::Disabled
+        } else {
+            self.cache_policy
+        }
     }
 }
 

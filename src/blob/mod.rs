@@ -20,8 +20,8 @@
 
 mod ingest;
 mod prove;
-mod stamps;
 mod staging;
+mod stamps;
 
 pub(crate) use ingest::{Batch, Source};
 pub(crate) use prove::{Proof, Rehash};
@@ -62,7 +62,8 @@ impl BlobStore {
     /// Opens the blobs of the store at `root`. No scan.
     pub(crate) fn open(root: &Dir, path: &Path, identity: Arc<Identity>) -> Result<BlobStore> {
         let folder = |name: &'static str| {
-            root.open_child(name.as_ref()).context("open", || path.join(name))
+            root.open_child(name.as_ref())
+                .context("open", || path.join(name))
         };
         let again = || root.open_child(OsStr::new(".")).context("open", || path);
         Ok(BlobStore {
@@ -119,14 +120,21 @@ impl BlobStore {
                 strangers += 1;
                 continue;
             };
-            for (name, _) in folder.entries().context("list", || blobs().join(&folder_name))? {
+            for (name, _) in folder
+                .entries()
+                .context("list", || blobs().join(&folder_name))?
+            {
                 let parsed = match (folder_name.to_str(), name.to_str()) {
                     (Some(folder), Some(name)) => Shard::parse(folder, name),
                     _ => None,
                 };
-                let stat = folder.stat(&name).context("look at", || blobs().join(&folder_name).join(&name))?;
+                let stat = folder
+                    .stat(&name)
+                    .context("look at", || blobs().join(&folder_name).join(&name))?;
                 match (parsed, stat) {
-                    (Some((digest, mode)), Some(stat)) => take(Digest::from_bytes(digest), mode, stat)?,
+                    (Some((digest, mode)), Some(stat)) => {
+                        take(Digest::from_bytes(digest), mode, stat)?
+                    }
                     (None, Some(_)) => strangers += 1,
                     (_, None) => {}
                 }
@@ -136,21 +144,42 @@ impl BlobStore {
     }
 
     /// Moves a file out of reach and keeps it as evidence. Returns its name there.
-    pub(crate) fn set_aside(&self, folder: &Dir, name: &OsStr, label: &str) -> io::Result<OsString> {
-        let kept = OsString::from(format!("{}-{label}-{}", disk::now().seconds, disk::random_name()?));
+    pub(crate) fn set_aside(
+        &self,
+        folder: &Dir,
+        name: &OsStr,
+        label: &str,
+    ) -> io::Result<OsString> {
+        let kept = OsString::from(format!(
+            "{}-{label}-{}",
+            disk::now().seconds,
+            disk::random_name()?
+        ));
         folder.rename(name, &self.quarantine, &kept)?;
         Ok(kept)
     }
 
     /// Moves a bad blob to quarantine; nothing to do if it is gone already. If the inode under the
     /// name is not the one that was judged, it goes back: somebody healed the blob meanwhile.
-    pub(crate) fn quarantine(&self, digest: &Digest, mode: u32, judged_inode: Option<u64>) -> Result<()> {
+    pub(crate) fn quarantine(
+        &self,
+        digest: &Digest,
+        mode: u32,
+        judged_inode: Option<u64>,
+    ) -> Result<()> {
         let shard = Shard::of_blob(digest.as_bytes(), mode);
-        let kept = match self.set_aside(&self.blobs, &shard.name, &format!("blob-{}", digest.short())) {
+        let kept = match self.set_aside(
+            &self.blobs,
+            &shard.name,
+            &format!("blob-{}", digest.short()),
+        ) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             kept => kept.context("quarantine", || self.blob_path(digest, mode))?,
         };
-        let moved = self.quarantine.stat(&kept).context("look at", || self.quarantined_path(&kept))?;
+        let moved = self
+            .quarantine
+            .stat(&kept)
+            .context("look at", || self.quarantined_path(&kept))?;
         if judged_inode.is_some() && moved.map(|stat| stat.inode) != judged_inode {
             let back = self.quarantine.rename_new(&kept, &self.blobs, &shard.name);
             // If the name is taken again, what stands there is newer still.
@@ -166,13 +195,19 @@ impl BlobStore {
     /// Removes a blob. For a caller that knows that nobody needs it, and holds the store's lock.
     pub(crate) fn remove(&self, digest: &Digest, mode: u32) -> Result<()> {
         let shard = Shard::of_blob(digest.as_bytes(), mode);
-        self.blobs.unlink(&shard.name).map(|_| ()).context("remove", || self.blob_path(digest, mode))
+        self.blobs
+            .unlink(&shard.name)
+            .map(|_| ())
+            .context("remove", || self.blob_path(digest, mode))
     }
 
     /// Replaces a blob's inode by a fresh one with the same bytes: at the link limit.
     pub(crate) fn renew(&self, digest: &Digest, mode: u32) -> Result<()> {
-        let Some(blob) = self.open_blob(digest, mode)? else { return Ok(()) };
-        self.copy_to_fresh_inode(digest, mode, &blob, &|| true).map(|_| ())
+        let Some(blob) = self.open_blob(digest, mode)? else {
+            return Ok(());
+        };
+        self.copy_to_fresh_inode(digest, mode, &blob, &|| true)
+            .map(|_| ())
     }
 
     pub(crate) fn capabilities(&self) -> Capabilities {
@@ -185,16 +220,28 @@ impl BlobStore {
 
     fn note(&self, digest: Digest, mode: u32, stamp: Stamp) {
         let epoch = self.identity.epoch_after_writes();
-        self.stamps.put(&[Entry { digest, mode, slot: Slot { stamp, epoch } }]);
+        self.stamps.put(&[Entry {
+            digest,
+            mode,
+            slot: Slot { stamp, epoch },
+        }]);
     }
 
     fn known(&self, digest: &Digest, mode: u32) -> Option<Slot> {
         self.stamps.get(digest, mode)
     }
 
-    fn is_intact_by_stamp(&self, stat: &FileStat, mode: u32, slot: Option<Slot>, level: VerifyLevel) -> bool {
+    fn is_intact_by_stamp(
+        &self,
+        stat: &FileStat,
+        mode: u32,
+        slot: Option<Slot>,
+        level: VerifyLevel,
+    ) -> bool {
         level == VerifyLevel::Stamp
             && stat.mode == mode
-            && slot.is_some_and(|slot| slot.stamp == stat.stamp() && self.identity.is_trusted(slot.epoch))
+            && slot.is_some_and(|slot| {
+                slot.stamp == stat.stamp() && self.identity.is_trusted(slot.epoch)
+            })
     }
 }

@@ -29,7 +29,12 @@ pub(crate) enum Rehash {
 
 impl BlobStore {
     /// Reads a blob and compares, and changes nothing. What cannot be read is different.
-    pub(crate) fn rehash(&self, digest: &Digest, mode: u32, keep_going: &dyn Fn() -> bool) -> Result<Rehash> {
+    pub(crate) fn rehash(
+        &self,
+        digest: &Digest,
+        mode: u32,
+        keep_going: &dyn Fn() -> bool,
+    ) -> Result<Rehash> {
         let blob = match self.open_blob(digest, mode) {
             Ok(Some(blob)) => blob,
             Ok(None) => return Ok(Rehash::Gone),
@@ -80,7 +85,9 @@ impl BlobStore {
         let actual = match disk::hash_contents(&blob.file, keep_going) {
             Ok((actual, _)) => actual,
             Err(error) if disk::is_unreadable(&error) => return damaged(None),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => return Err(Error::Cancelled),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {
+                return Err(Error::Cancelled);
+            }
             Err(error) => return Err(error).context("read", path),
         };
         if actual != *digest {
@@ -122,7 +129,11 @@ impl BlobStore {
             // What it replaces may be durable; this is rare enough to sync it every time.
             fresh.sync_all()?;
             let stat = disk::stat_file(&fresh)?;
-            self.staging().dir().map_err(io::Error::other)?.rename(&name, &self.blobs, &shard.name)?;
+            self.staging().dir().map_err(io::Error::other)?.rename(
+                &name,
+                &self.blobs,
+                &shard.name,
+            )?;
             Ok(Ok(stat))
         })();
         let discard = || {
@@ -137,7 +148,9 @@ impl BlobStore {
             Ok(Err(actual)) => {
                 discard();
                 self.quarantine(digest, mode, Some(blob.stat.inode))?;
-                Ok(Proof::Damaged { actual: Some(actual) })
+                Ok(Proof::Damaged {
+                    actual: Some(actual),
+                })
             }
             Err(error) => {
                 discard();

@@ -21,13 +21,19 @@ pub(crate) struct Staging {
 
 impl Staging {
     pub(super) fn new(parent: Dir, path: PathBuf) -> Staging {
-        Staging { parent, path, own: OnceLock::new(), counter: AtomicU64::new(0) }
+        Staging {
+            parent,
+            path,
+            own: OnceLock::new(),
+            counter: AtomicU64::new(0),
+        }
     }
 
     /// Our directory, made at first use.
     pub(crate) fn dir(&self) -> Result<&Dir> {
         if self.own.get().is_none() {
-            let own = Claim::make(&self.parent, "").context("make a directory in", || &self.path)?;
+            let own =
+                Claim::make(&self.parent, "").context("make a directory in", || &self.path)?;
             if let Err(unused) = self.own.set(own) {
                 // Another thread was faster.
                 let _ = self.parent.remove_dir(&unused.name);
@@ -39,7 +45,10 @@ impl Staging {
     /// A new file that only we know.
     pub(crate) fn create(&self, mode: u32) -> Result<(OsString, File)> {
         let name = OsString::from(self.counter.fetch_add(1, Ordering::Relaxed).to_string());
-        let file = self.dir()?.create_new(&name, mode).context("make a file in", || &self.path)?;
+        let file = self
+            .dir()?
+            .create_new(&name, mode)
+            .context("make a file in", || &self.path)?;
         Ok((name, file))
     }
 
@@ -49,7 +58,9 @@ impl Staging {
 
     /// Removes the directories of owners that are dead.
     pub(super) fn sweep(&self) {
-        let Ok(entries) = self.parent.entries() else { return };
+        let Ok(entries) = self.parent.entries() else {
+            return;
+        };
         for (name, _) in entries {
             if self.own.get().is_none_or(|own| own.name != name) {
                 remove_if_dead(&self.parent, &name);

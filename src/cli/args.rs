@@ -153,7 +153,12 @@ pub(super) struct Store {
     #[arg(long, value_name = "FILE")]
     pub(super) stderr: Option<PathBuf>,
     /// The task's exit code.
-    #[arg(long, value_name = "N", default_value_t = 0, allow_negative_numbers = true)]
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 0,
+        allow_negative_numbers = true
+    )]
     pub(super) exit_code: i32,
     /// How long the task ran, in milliseconds.
     #[arg(long, value_name = "N", default_value_t = 0)]

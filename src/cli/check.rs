@@ -14,7 +14,13 @@ pub(super) fn main(global: &Global, args: &Key, printer: &Printer) -> Result<Sta
         return Ok(Status::Miss);
     };
     printer.result(
-        || format!("hit · exit code {} · ran {}", hit.exit_code, duration(Duration::from_millis(hit.duration_ms))),
+        || {
+            format!(
+                "hit · exit code {} · ran {}",
+                hit.exit_code,
+                duration(Duration::from_millis(hit.duration_ms))
+            )
+        },
         || json!({ "hit": true, "exit_code": hit.exit_code, "duration_ms": hit.duration_ms }),
     );
     Ok(Status::Done)

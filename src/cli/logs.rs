@@ -16,7 +16,10 @@ pub(super) fn main(global: &Global, args: &Key, printer: &Printer) -> Result<Sta
     };
     if global.json {
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        printer.result(String::new, || json!({ "stdout": text(&logs.stdout), "stderr": text(&logs.stderr) }));
+        printer.result(
+            String::new,
+            || json!({ "stdout": text(&logs.stdout), "stderr": text(&logs.stderr) }),
+        );
     } else {
         replay(&logs);
     }
@@ -29,8 +32,12 @@ pub(super) fn replay(logs: &TaskLogs) {
     let (mut stdout, mut stderr) = (logs.stdout.as_slice(), logs.stderr.as_slice());
     for piece in &logs.order {
         match *piece {
-            LogPiece::Stdout(length_bytes) => write(&mut io::stdout().lock(), take(&mut stdout, length_bytes)),
-            LogPiece::Stderr(length_bytes) => write(&mut io::stderr().lock(), take(&mut stderr, length_bytes)),
+            LogPiece::Stdout(length_bytes) => {
+                write(&mut io::stdout().lock(), take(&mut stdout, length_bytes))
+            }
+            LogPiece::Stderr(length_bytes) => {
+                write(&mut io::stderr().lock(), take(&mut stderr, length_bytes))
+            }
         }
     }
     // What the order does not tell, or all of it if it is not known.
@@ -39,7 +46,9 @@ pub(super) fn replay(logs: &TaskLogs) {
 }
 
 fn take<'a>(bytes: &mut &'a [u8], length_bytes: u64) -> &'a [u8] {
-    let length = usize::try_from(length_bytes).unwrap_or(usize::MAX).min(bytes.len());
+    let length = usize::try_from(length_bytes)
+        .unwrap_or(usize::MAX)
+        .min(bytes.len());
     let (taken, rest) = bytes.split_at(length);
     *bytes = rest;
     taken

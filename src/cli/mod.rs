@@ -107,7 +107,10 @@ impl Failure {
 }
 
 /// Opens the store that flags, environment and the workspace's `larder.toml` name.
-fn open_cache(global: &args::Global, workspace: Option<&Path>) -> Result<(Cache, Settings), Failure> {
+fn open_cache(
+    global: &args::Global,
+    workspace: Option<&Path>,
+) -> Result<(Cache, Settings), Failure> {
     let settings = Settings::load(global, workspace)?;
     let cache = Cache::open(&settings.store, settings.cache_options())?;
     Ok((cache, settings))
@@ -120,6 +123,9 @@ fn parse_key(key: &str) -> Result<TaskDigest, Failure> {
 /// What is left to do when the result is out: a barrier now and then.
 fn maintain(cache: &Cache, printer: &Printer) {
     if let Err(error) = cache.maintain() {
-        printer.warn(&format!("the store could not be made durable: {}", print::chain(&error)));
+        printer.warn(&format!(
+            "the store could not be made durable: {}",
+            print::chain(&error)
+        ));
     }
 }

@@ -1,6 +1,10 @@
 //! Printing: results on stdout, words on stderr, numbers for people.
 
-#![expect(clippy::print_stdout, clippy::print_stderr, reason = "this is where the command prints")]
+#![expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "this is where the command prints"
+)]
 
 use std::error::Error as StdError;
 use std::fmt::Write as _;
@@ -17,19 +21,35 @@ pub(super) struct Printer {
 
 impl Printer {
     pub(super) fn new(json: bool, quiet: bool, verbose: bool) -> Printer {
-        Printer { json, quiet, verbose }
+        Printer {
+            json,
+            quiet,
+            verbose,
+        }
     }
 
     /// A subcommand's result: text for people, or an object for machines, on stdout.
-    pub(super) fn result(&self, text: impl FnOnce() -> String, json: impl FnOnce() -> serde_json::Value) {
-        let line = if self.json { json().to_string() } else { text() };
+    pub(super) fn result(
+        &self,
+        text: impl FnOnce() -> String,
+        json: impl FnOnce() -> serde_json::Value,
+    ) {
+        let line = if self.json {
+            json().to_string()
+        } else {
+            text()
+        };
         let mut out = io::stdout().lock();
         // A reader that has seen enough is no error.
         let _ = writeln!(out, "{line}").and_then(|()| out.flush());
     }
 
     /// What `run` did, on stderr: stdout is the command's own.
-    pub(super) fn report(&self, text: impl FnOnce() -> String, json: impl FnOnce() -> serde_json::Value) {
+    pub(super) fn report(
+        &self,
+        text: impl FnOnce() -> String,
+        json: impl FnOnce() -> serde_json::Value,
+    ) {
         if self.json {
             eprintln!("{}", json());
         } else if !self.quiet {
@@ -107,7 +127,11 @@ pub(super) fn bytes(bytes: u64) -> String {
         value /= 1024.0;
         unit += 1;
     }
-    if value < 9.95 { format!("{value:.1} {}", UNITS[unit]) } else { format!("{value:.0} {}", UNITS[unit]) }
+    if value < 9.95 {
+        format!("{value:.1} {}", UNITS[unit])
+    } else {
+        format!("{value:.0} {}", UNITS[unit])
+    }
 }
 
 /// A duration with three digits or so.
@@ -128,11 +152,24 @@ mod tests {
 
     #[test]
     fn numbers_are_for_people() {
-        assert_eq!([0, 999, 1000, 1_234_567].map(count), ["0", "999", "1,000", "1,234,567"]);
+        assert_eq!(
+            [0, 999, 1000, 1_234_567].map(count),
+            ["0", "999", "1,000", "1,234,567"]
+        );
         let sizes = [0, 1023, 1024, 1536, 40 << 20, (1 << 30) - 1].map(bytes);
-        assert_eq!(sizes, ["0 B", "1023 B", "1.0 KiB", "1.5 KiB", "40 MiB", "1.0 GiB"]);
-        let times = [12, 999, 1000, 41_234, 600_000, 36_000_000].map(|millis| duration(Duration::from_millis(millis)));
-        assert_eq!(times, ["12 ms", "999 ms", "1.0 s", "41.2 s", "10 min", "10.0 h"]);
-        assert_eq!([counted(1, "file"), counted(2, "file")], ["1 file", "2 files"]);
+        assert_eq!(
+            sizes,
+            ["0 B", "1023 B", "1.0 KiB", "1.5 KiB", "40 MiB", "1.0 GiB"]
+        );
+        let times = [12, 999, 1000, 41_234, 600_000, 36_000_000]
+            .map(|millis| duration(Duration::from_millis(millis)));
+        assert_eq!(
+            times,
+            ["12 ms", "999 ms", "1.0 s", "41.2 s", "10 min", "10.0 h"]
+        );
+        assert_eq!(
+            [counted(1, "file"), counted(2, "file")],
+            ["1 file", "2 files"]
+        );
     }
 }

@@ -12,7 +12,12 @@ const BLINK: Duration = Duration::from_millis(400);
 const TICK: Duration = Duration::from_millis(100);
 
 /// Does `work` while a line counts the files that it has begun.
-pub(super) fn counting<T>(printer: &Printer, verb: &'static str, cancel: &Cancel, work: impl FnOnce() -> T) -> T {
+pub(super) fn counting<T>(
+    printer: &Printer,
+    verb: &'static str,
+    cancel: &Cancel,
+    work: impl FnOnce() -> T,
+) -> T {
     if !printer.wants_progress() {
         return work();
     }

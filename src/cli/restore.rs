@@ -18,7 +18,10 @@ pub(super) fn main(global: &Global, args: &Restore, printer: &Printer) -> Result
     })?;
     let restored = restored.ok_or(Error::Miss)?;
     let took = started.elapsed();
-    printer.result(|| format!("restored {}", words(&restored, took)), || object(&restored, took));
+    printer.result(
+        || format!("restored {}", words(&restored, took)),
+        || object(&restored, took),
+    );
     explain(&restored, printer);
     maintain(&cache, printer);
     Ok(Status::Done)
@@ -38,15 +41,22 @@ pub(super) fn words(restored: &Restored, took: Duration) -> String {
         .filter(|(counts, _)| counts.files > 0)
         .map(|(counts, verb)| format!("{} {verb}", print::bytes(counts.bytes)))
         .collect();
-    let told = if told.is_empty() { String::new() } else { format!(", {}", told.join(", ")) };
+    let told = if told.is_empty() {
+        String::new()
+    } else {
+        format!(", {}", told.join(", "))
+    };
     format!("{}{told} in {}", counted(files, "file"), duration(took))
 }
 
 /// The same for machines.
 pub(super) fn object(restored: &Restored, took: Duration) -> Value {
     let counts = |counts: MethodCounts| json!({ "files": counts.files, "bytes": counts.bytes });
-    let reasons: serde_json::Map<String, Value> =
-        restored.copy_reasons.iter().map(|(reason, files)| (reason.to_string(), json!(files))).collect();
+    let reasons: serde_json::Map<String, Value> = restored
+        .copy_reasons
+        .iter()
+        .map(|(reason, files)| (reason.to_string(), json!(files)))
+        .collect();
     json!({
         "files": restored.manifest.file_count(),
         "bytes": restored.manifest.output_bytes(),

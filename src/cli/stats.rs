@@ -13,15 +13,30 @@ pub(super) fn main(global: &Global, printer: &Printer) -> Result<Status, Failure
             let rows = [
                 ("store", cache.path().display().to_string()),
                 ("entries", count(stats.entries)),
-                ("blobs", format!("{} ({} linked into workspaces)", count(stats.blobs), count(stats.linked_blobs))),
+                (
+                    "blobs",
+                    format!(
+                        "{} ({} linked into workspaces)",
+                        count(stats.blobs),
+                        count(stats.linked_blobs)
+                    ),
+                ),
                 ("on disk", bytes(stats.total_bytes())),
                 ("  blobs", bytes(stats.blob_bytes)),
                 ("  manifests", bytes(stats.manifest_bytes)),
                 ("  index", bytes(stats.index_bytes)),
                 ("  staging", bytes(stats.staging_bytes)),
-                ("  quarantine", format!("{} ({} files)", bytes(stats.quarantine_bytes), count(stats.quarantined))),
+                (
+                    "  quarantine",
+                    format!(
+                        "{} ({} files)",
+                        bytes(stats.quarantine_bytes),
+                        count(stats.quarantined)
+                    ),
+                ),
             ];
-            rows.map(|(name, value)| format!("{name:<13} {value}")).join("\n")
+            rows.map(|(name, value)| format!("{name:<13} {value}"))
+                .join("\n")
         },
         || {
             json!({

@@ -9,8 +9,10 @@ use std::path::Path;
 
 pub(super) fn main(global: &Global, args: &Store, printer: &Printer) -> Result<Status, Failure> {
     let key = parse_key(&args.key)?;
-    let declared: Vec<OutputDeclaration> = args.outputs.iter().map(OutputDeclaration::new).collect();
-    let mut entry = CacheEntry::capture(&args.workspace, &declared)?.with_result(args.exit_code, args.duration_ms);
+    let declared: Vec<OutputDeclaration> =
+        args.outputs.iter().map(OutputDeclaration::new).collect();
+    let mut entry = CacheEntry::capture(&args.workspace, &declared)?
+        .with_result(args.exit_code, args.duration_ms);
     if let Some(path) = &args.stdout {
         entry = entry.with_stdout(read(path)?);
     }
@@ -19,9 +21,18 @@ pub(super) fn main(global: &Global, args: &Store, printer: &Printer) -> Result<S
     }
     let (cache, _) = open_cache(global, Some(&args.workspace))?;
     let cancel = Cancel::new();
-    let stored = progress::counting(printer, "storing", &cancel, || cache.store(&key, &entry, &cancel))?;
+    let stored = progress::counting(printer, "storing", &cancel, || {
+        cache.store(&key, &entry, &cancel)
+    })?;
     printer.result(
-        || format!("stored {}, {} ({} new)", counted(stored.files, "file"), bytes(stored.bytes), bytes(stored.new_bytes)),
+        || {
+            format!(
+                "stored {}, {} ({} new)",
+                counted(stored.files, "file"),
+                bytes(stored.bytes),
+                bytes(stored.new_bytes)
+            )
+        },
         || {
             json!({
                 "files": stored.files, "bytes": stored.bytes,
@@ -34,5 +45,6 @@ pub(super) fn main(global: &Global, args: &Store, printer: &Printer) -> Result<S
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, Failure> {
-    std::fs::read(path).map_err(|error| Failure::Usage(format!("cannot read {}: {error}", path.display())))
+    std::fs::read(path)
+        .map_err(|error| Failure::Usage(format!("cannot read {}: {error}", path.display())))
 }

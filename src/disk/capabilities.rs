@@ -23,7 +23,13 @@ pub struct Capabilities {
 impl Capabilities {
     /// Everything may be tried.
     pub const fn all() -> Capabilities {
-        Capabilities { openat2: true, rename_noreplace: true, reflink: true, hardlink: true, copy_file_range: true }
+        Capabilities {
+            openat2: true,
+            rename_noreplace: true,
+            reflink: true,
+            hardlink: true,
+            copy_file_range: true,
+        }
     }
 
     /// Only what any POSIX system has.

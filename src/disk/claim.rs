@@ -30,9 +30,14 @@ impl Claim {
                 opened => opened?,
             };
             let lock = Lock::try_acquire(dir.as_file()?, LockMode::Shared)?;
-            let is_ours = parent.stat(&name)?.map(|stat| stat.inode) == Some(dir.stat_self()?.inode);
+            let is_ours =
+                parent.stat(&name)?.map(|stat| stat.inode) == Some(dir.stat_self()?.inode);
             if let (Some(lock), true) = (lock, is_ours) {
-                return Ok(Claim { name, dir, _lock: lock });
+                return Ok(Claim {
+                    name,
+                    dir,
+                    _lock: lock,
+                });
             }
         }
     }

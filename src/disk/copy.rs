@@ -18,7 +18,11 @@ const BUFFER_BYTES: usize = 256 * 1024;
 ///
 /// # Errors
 /// One that [`super::is_unsupported`] recognises where the filesystem cannot do it.
-pub(crate) fn clone_contents(source: &File, target: &File, capabilities: Capabilities) -> io::Result<()> {
+pub(crate) fn clone_contents(
+    source: &File,
+    target: &File,
+    capabilities: Capabilities,
+) -> io::Result<()> {
     if !capabilities.reflink {
         return Err(Errno::OPNOTSUPP.into());
     }
@@ -56,7 +60,13 @@ pub(crate) fn copy_contents(
             let copied = match copy_range(source, target, offset, wanted, capabilities)? {
                 Some(copied) if copied > 0 => copied,
                 // Also for 0, which some FUSE filesystems say before the end.
-                _ => copy_piece(source, target, offset, wanted.min(BUFFER_BYTES), &mut buffer)?,
+                _ => copy_piece(
+                    source,
+                    target,
+                    offset,
+                    wanted.min(BUFFER_BYTES),
+                    &mut buffer,
+                )?,
             };
             if copied == 0 {
                 break; // The source became shorter; the caller's second stat tells.
@@ -102,7 +112,10 @@ pub(crate) fn copy_hashing(
 }
 
 /// Hashes an open file from its beginning, in a buffer of fixed size. Returns digest and length.
-pub(crate) fn hash_contents(file: &File, keep_going: &dyn Fn() -> bool) -> io::Result<(Digest, u64)> {
+pub(crate) fn hash_contents(
+    file: &File,
+    keep_going: &dyn Fn() -> bool,
+) -> io::Result<(Digest, u64)> {
     let mut hasher = blake3::Hasher::new();
     let mut buffer = vec![0; BUFFER_BYTES];
     let mut offset = 0;
@@ -146,7 +159,9 @@ fn data_ranges(file: &File, stat: &FileStat) -> Vec<Range<u64>> {
             Err(Errno::NXIO) => break, // Only a hole is left.
             Err(_) => return whole(),
         };
-        let Ok(end) = rustix::fs::seek(file, SeekFrom::Hole(start)) else { return whole() };
+        let Ok(end) = rustix::fs::seek(file, SeekFrom::Hole(start)) else {
+            return whole();
+        };
         let end = end.min(stat.size_bytes);
         if start >= end {
             break;
@@ -222,8 +237,20 @@ mod tests {
 
     #[test]
     fn copies_agree_with_the_source_and_keep_holes() -> io::Result<()> {
-        let sizes = [0, 1, 4095, 4096, BUFFER_BYTES - 1, BUFFER_BYTES, BUFFER_BYTES + 1, 3 << 20];
-        for (size, is_sparse) in sizes.into_iter().flat_map(|size| [(size, false), (size, true)]) {
+        let sizes = [
+            0,
+            1,
+            4095,
+            4096,
+            BUFFER_BYTES - 1,
+            BUFFER_BYTES,
+            BUFFER_BYTES + 1,
+            3 << 20,
+        ];
+        for (size, is_sparse) in sizes
+            .into_iter()
+            .flat_map(|size| [(size, false), (size, true)])
+        {
             let mut source = tempfile::tempfile()?;
             if is_sparse {
                 source.set_len(size as u64)?;
@@ -232,7 +259,11 @@ mod tests {
                     source.write_all(b"island")?;
                 }
             } else {
-                source.write_all(&(0..size).map(|index| (index * 31 % 251) as u8).collect::<Vec<_>>())?;
+                source.write_all(
+                    &(0..size)
+                        .map(|index| (index * 31 % 251) as u8)
+                        .collect::<Vec<_>>(),
+                )?;
             }
             let stat = stat_file(&source)?;
             let expected = contents(&mut source)?;
@@ -246,7 +277,11 @@ mod tests {
             }
             let mut target = tempfile::tempfile()?;
             let digest = copy_hashing(&source, &mut target, &stat, &|| true)?;
-            assert_eq!(contents(&mut target)?, expected, "hashing copy of {size} bytes");
+            assert_eq!(
+                contents(&mut target)?,
+                expected,
+                "hashing copy of {size} bytes"
+            );
             assert_eq!(digest, Digest::of(&expected));
             assert_eq!(hash_contents(&source, &|| true)?, (digest, size as u64));
         }

@@ -79,8 +79,14 @@ pub(crate) fn is_ours(name: &str) -> bool {
 /// Whether a name in the root of a store is that of a file which was being made to replace another.
 /// Such files live for milliseconds; one that is older was left by a process that died.
 pub(crate) fn is_replacement(name: &str) -> bool {
-    let suffix = |file: &str| name.strip_prefix(file).and_then(|rest| rest.strip_prefix('.'));
-    [FORMAT, IDENTITY, INDEX, STAMPS].into_iter().filter_map(suffix).any(is_random)
+    let suffix = |file: &str| {
+        name.strip_prefix(file)
+            .and_then(|rest| rest.strip_prefix('.'))
+    };
+    [FORMAT, IDENTITY, INDEX, STAMPS]
+        .into_iter()
+        .filter_map(suffix)
+        .any(is_random)
 }
 
 fn is_random(suffix: &str) -> bool {
@@ -121,7 +127,10 @@ impl Shard {
     /// Where the manifest of a task lies.
     pub(crate) fn of_manifest(digest: &[u8; 32]) -> Shard {
         let hex = blake3::Hash::from_bytes(*digest).to_hex();
-        Shard { folder: hex[..2].into(), name: format!("{}/{}", &hex[..2], &hex[2..]).into() }
+        Shard {
+            folder: hex[..2].into(),
+            name: format!("{}/{}", &hex[..2], &hex[2..]).into(),
+        }
     }
 
     /// Reads folder and file name back; `None` for names that we do not write.
@@ -167,7 +176,14 @@ mod tests {
         let folder = shard.folder.to_string_lossy();
         let name = shard.name.to_string_lossy();
         let (_, name) = name.split_once('/').expect("two components");
-        for bad in ["", "x", &format!("{name}.444"), &format!("{name}.755"), &format!("{name}.5"), &name[1..]] {
+        for bad in [
+            "",
+            "x",
+            &format!("{name}.444"),
+            &format!("{name}.755"),
+            &format!("{name}.5"),
+            &name[1..],
+        ] {
             assert_eq!(Shard::parse(&folder, bad), None, "{bad:?}");
         }
         assert_eq!(Shard::parse("zz", name), None);

@@ -1,6 +1,9 @@
 //! Hashing a staged file through a memory map, on all cores: the one `unsafe` block of the crate.
 
-#![expect(unsafe_code, reason = "a memory map is unsafe by nature; the argument stands at the block")]
+#![expect(
+    unsafe_code,
+    reason = "a memory map is unsafe by nature; the argument stands at the block"
+)]
 
 use crate::digest::Digest;
 use std::fs::File;

@@ -29,11 +29,11 @@ pub(crate) use copy::{clone_contents, copy_contents, copy_hashing, hash_contents
 pub(crate) use dir::{Dir, Placed};
 pub(crate) use lock::{Lock, LockMode};
 pub(crate) use map::hash_mapped;
-pub(crate) use stat::{FileKind, FileStat, Stamp};
 pub use stat::Timestamp;
+pub(crate) use stat::{FileKind, FileStat, Stamp};
 pub(crate) use system::{
-    boot_id, effective_user, filesystem_name, now, random_bytes, random_name, set_mode, set_modified, stat_file,
-    sync_filesystem,
+    boot_id, effective_user, filesystem_name, now, random_bytes, random_name, set_mode,
+    set_modified, stat_file, sync_filesystem,
 };
 
 use std::io;
@@ -46,9 +46,19 @@ use std::io;
 /// without hard links say.
 pub(crate) fn is_unsupported(error: &io::Error) -> bool {
     use rustix::io::Errno;
-    let Some(errno) = Errno::from_io_error(error) else { return false };
-    [Errno::XDEV, Errno::OPNOTSUPP, Errno::NOTTY, Errno::NOSYS, Errno::PERM, Errno::INVAL, Errno::MLINK]
-        .contains(&errno)
+    let Some(errno) = Errno::from_io_error(error) else {
+        return false;
+    };
+    [
+        Errno::XDEV,
+        Errno::OPNOTSUPP,
+        Errno::NOTTY,
+        Errno::NOSYS,
+        Errno::PERM,
+        Errno::INVAL,
+        Errno::MLINK,
+    ]
+    .contains(&errno)
 }
 
 /// Whether an inode has as many links as its filesystem allows.
@@ -65,12 +75,18 @@ pub(crate) fn is_cross_device(error: &io::Error) -> bool {
 /// of our means (descriptors, memory): EIO, EACCES, EBADMSG, EUCLEAN.
 pub(crate) fn is_unreadable(error: &io::Error) -> bool {
     use rustix::io::Errno;
-    matches!(Errno::from_io_error(error), Some(Errno::IO | Errno::ACCESS | Errno::BADMSG | Errno::UCLEAN))
+    matches!(
+        Errno::from_io_error(error),
+        Some(Errno::IO | Errno::ACCESS | Errno::BADMSG | Errno::UCLEAN)
+    )
 }
 
 /// Whether a walk met a symlink, or something else that is no directory, where a directory was
 /// expected.
 pub(crate) fn is_not_a_directory(error: &io::Error) -> bool {
     use rustix::io::Errno;
-    matches!(Errno::from_io_error(error), Some(Errno::LOOP | Errno::NOTDIR | Errno::XDEV))
+    matches!(
+        Errno::from_io_error(error),
+        Some(Errno::LOOP | Errno::NOTDIR | Errno::XDEV)
+    )
 }

@@ -69,12 +69,20 @@ impl FileStat {
     }
 
     pub(crate) fn stamp(&self) -> Stamp {
-        Stamp { inode: self.inode, size_bytes: self.size_bytes, modified: self.modified }
+        Stamp {
+            inode: self.inode,
+            size_bytes: self.size_bytes,
+            modified: self.modified,
+        }
     }
 }
 
 // The libc types differ from one platform to the next.
-#[expect(clippy::unnecessary_cast, clippy::cast_lossless, reason = "field types differ between platforms")]
+#[expect(
+    clippy::unnecessary_cast,
+    clippy::cast_lossless,
+    reason = "field types differ between platforms"
+)]
 impl From<&Stat> for FileStat {
     fn from(stat: &Stat) -> FileStat {
         FileStat {
@@ -86,8 +94,14 @@ impl From<&Stat> for FileStat {
             inode: stat.st_ino as u64,
             links: stat.st_nlink as u64,
             user: stat.st_uid as u32,
-            modified: Timestamp { seconds: stat.st_mtime as i64, nanoseconds: stat.st_mtime_nsec as u32 },
-            changed: Timestamp { seconds: stat.st_ctime as i64, nanoseconds: stat.st_ctime_nsec as u32 },
+            modified: Timestamp {
+                seconds: stat.st_mtime as i64,
+                nanoseconds: stat.st_mtime_nsec as u32,
+            },
+            changed: Timestamp {
+                seconds: stat.st_ctime as i64,
+                nanoseconds: stat.st_ctime_nsec as u32,
+            },
         }
     }
 }

@@ -1,6 +1,8 @@
 //! Capture: from declared outputs to a list of what is there, without reading a byte of it.
 
-use super::output::{CacheEntry, CacheOutput, OutputContent, OutputDeclaration, OutputKind, SourceFile};
+use super::output::{
+    CacheEntry, CacheOutput, OutputContent, OutputDeclaration, OutputKind, SourceFile,
+};
 use crate::disk::{Capabilities, Dir, FileKind, layout};
 use crate::error::{Context, Error, Result};
 use crate::identity;
@@ -34,9 +36,16 @@ impl CacheEntry {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn capture(workspace: &Path, declared: &[OutputDeclaration]) -> Result<CacheEntry> {
-        let dir = Dir::open(workspace, Capabilities::all()).context("open the workspace", || workspace)?;
-        let mut entry = CacheEntry { workspace: Some(workspace.to_path_buf()), ..CacheEntry::default() };
-        let mut capture = Capture { workspace: Arc::new(dir), outputs: Vec::new() };
+        let dir = Dir::open(workspace, Capabilities::all())
+            .context("open the workspace", || workspace)?;
+        let mut entry = CacheEntry {
+            workspace: Some(workspace.to_path_buf()),
+            ..CacheEntry::default()
+        };
+        let mut capture = Capture {
+            workspace: Arc::new(dir),
+            outputs: Vec::new(),
+        };
         let mut globs = Vec::new();
         for declaration in declared {
             if declaration.kind == OutputKind::Orchestrator {
@@ -44,10 +53,15 @@ impl CacheEntry {
             }
             let path = parse(&declaration.path)?;
             if declaration.is_pattern() {
-                let glob = compile_glob(&path)
-                    .map_err(|reason| Error::InvalidOutput { path: declaration.path.clone().into(), reason })?;
+                let glob = compile_glob(&path).map_err(|reason| Error::InvalidOutput {
+                    path: declaration.path.clone().into(),
+                    reason,
+                })?;
                 capture.glob(&path, &glob)?;
-                globs.push(Root { path, kind: RootKind::Glob });
+                globs.push(Root {
+                    path,
+                    kind: RootKind::Glob,
+                });
             } else {
                 entry.roots.push(capture.path(path, declaration.kind)?);
             }
@@ -64,7 +78,10 @@ impl CacheEntry {
 /// Takes a declared path the way people write them: `./dist/` is `dist`.
 pub(super) fn parse(text: &str) -> Result<OutputPath> {
     let tidy = text.trim_start_matches("./").trim_end_matches('/');
-    OutputPath::parse(tidy).map_err(|error| Error::InvalidOutput { path: text.into(), reason: error.0 })
+    OutputPath::parse(tidy).map_err(|error| Error::InvalidOutput {
+        path: text.into(),
+        reason: error.0,
+    })
 }
 
 struct Capture {
@@ -74,26 +91,48 @@ struct Capture {
 
 impl Capture {
     fn path(&mut self, path: OutputPath, kind: OutputKind) -> Result<Root> {
-        let missing = || Error::OutputMissing { path: path.as_path().to_path_buf() };
-        let invalid = |reason| Err(Error::InvalidOutput { path: path.as_path().to_path_buf(), reason });
+        let missing = || Error::OutputMissing {
+            path: path.as_path().to_path_buf(),
+        };
+        let invalid = |reason| {
+            Err(Error::InvalidOutput {
+                path: path.as_path().to_path_buf(),
+                reason,
+            })
+        };
         let parent = match self.workspace.open_beneath(path.parent()) {
             Ok(parent) => parent,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(missing()),
-            Err(error) if crate::disk::is_not_a_directory(&error) => return invalid("it lies behind a symlink"),
+            Err(error) if crate::disk::is_not_a_directory(&error) => {
+                return invalid("it lies behind a symlink");
+            }
             Err(error) => return Err(error).context("open the folder of", || &path),
         };
-        let stat = parent.stat(path.name()).context("look at", || &path)?.ok_or_else(missing)?;
+        let stat = parent
+            .stat(path.name())
+            .context("look at", || &path)?
+            .ok_or_else(missing)?;
         match (stat.kind, kind) {
-            (FileKind::Directory, _) if parent.open_child(path.name()).is_ok_and(|dir| identity::is_store(&dir)) => {
+            (FileKind::Directory, _)
+                if parent
+                    .open_child(path.name())
+                    .is_ok_and(|dir| identity::is_store(&dir)) =>
+            {
                 invalid("it is a store")
             }
             (FileKind::Directory, OutputKind::Any | OutputKind::Directory) => {
                 self.tree(&parent, &path, FileKind::Directory)?;
-                Ok(Root { path, kind: RootKind::Directory })
+                Ok(Root {
+                    path,
+                    kind: RootKind::Directory,
+                })
             }
             (FileKind::Regular | FileKind::Symlink, OutputKind::Any | OutputKind::File) => {
                 self.tree(&parent, &path, stat.kind)?;
-                Ok(Root { path, kind: RootKind::File })
+                Ok(Root {
+                    path,
+                    kind: RootKind::File,
+                })
             }
             (FileKind::Special, _) => invalid("it is neither a file, a directory nor a symlink"),
             (FileKind::Directory, _) => invalid("it was declared as a file and is a directory"),
@@ -107,10 +146,13 @@ impl Capture {
         match kind {
             FileKind::Regular => {
                 let source = SourceFile::captured(Arc::clone(&self.workspace), place.clone());
-                self.outputs.push(CacheOutput::new(place, OutputContent::File(source)));
+                self.outputs
+                    .push(CacheOutput::new(place, OutputContent::File(source)));
             }
             FileKind::Symlink => {
-                let target = parent.read_link(path.name()).context("read the symlink", || path)?;
+                let target = parent
+                    .read_link(path.name())
+                    .context("read the symlink", || path)?;
                 self.outputs.push(CacheOutput::symlink(place, target));
             }
             FileKind::Special => {
@@ -125,7 +167,8 @@ impl Capture {
                     return Ok(());
                 }
                 let stat = dir.stat_self().context("look at", || path)?;
-                self.outputs.push(CacheOutput::directory(place).with_mode(stat.mode & 0o777));
+                self.outputs
+                    .push(CacheOutput::directory(place).with_mode(stat.mode & 0o777));
                 for (name, kind) in dir.entries().context("list", || path)? {
                     if !is_leftover(&name) {
                         self.tree(&dir, &join(path, &name)?, kind)?;
@@ -145,7 +188,10 @@ impl Capture {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             Err(error) if crate::disk::is_not_a_directory(&error) => {
                 let reason = "the folder of the pattern lies behind a symlink";
-                return Err(Error::InvalidOutput { path: pattern.as_path().into(), reason });
+                return Err(Error::InvalidOutput {
+                    path: pattern.as_path().into(),
+                    reason,
+                });
             }
             Err(error) => return Err(error).context("open", || start),
         };
@@ -160,8 +206,12 @@ impl Capture {
             }
             let path = match at {
                 Some(at) => join(at, &name)?,
-                None => OutputPath::from_bytes(name.as_bytes())
-                    .map_err(|error| Error::InvalidOutput { path: name.clone().into(), reason: error.0 })?,
+                None => OutputPath::from_bytes(name.as_bytes()).map_err(|error| {
+                    Error::InvalidOutput {
+                        path: name.clone().into(),
+                        reason: error.0,
+                    }
+                })?,
             };
             if glob.is_match(path.as_path()) {
                 self.tree(dir, &path, kind)?;
@@ -180,11 +230,14 @@ impl Capture {
 }
 
 fn join(path: &OutputPath, name: &OsStr) -> Result<OutputPath> {
-    path.join(name)
-        .map_err(|error| Error::InvalidOutput { path: path.as_path().join(name), reason: error.0 })
+    path.join(name).map_err(|error| Error::InvalidOutput {
+        path: path.as_path().join(name),
+        reason: error.0,
+    })
 }
 
 /// What a killed restore left is no output.
 fn is_leftover(name: &OsStr) -> bool {
-    name.as_bytes().starts_with(layout::RESTORE_PREFIX.as_bytes())
+    name.as_bytes()
+        .starts_with(layout::RESTORE_PREFIX.as_bytes())
 }

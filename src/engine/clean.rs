@@ -18,16 +18,26 @@ use std::path::Path;
 /// # Errors
 /// [`Error::InvalidOutput`] for paths that leave the workspace, lie behind a symlink, or hold a
 /// store.
-pub fn remove_outputs(workspace: &Path, declared: &[OutputDeclaration], store: &Path) -> Result<()> {
+pub fn remove_outputs(
+    workspace: &Path,
+    declared: &[OutputDeclaration],
+    store: &Path,
+) -> Result<()> {
     let canonical = std::fs::canonicalize(workspace).context("find the workspace", || workspace)?;
     let store = std::fs::canonicalize(store).unwrap_or_else(|_| store.to_path_buf());
     let store = store.strip_prefix(&canonical).ok();
-    let dir = Dir::open(workspace, Capabilities::all()).context("open the workspace", || workspace)?;
-    for declaration in declared.iter().filter(|declaration| declaration.kind != OutputKind::Orchestrator) {
+    let dir =
+        Dir::open(workspace, Capabilities::all()).context("open the workspace", || workspace)?;
+    for declaration in declared
+        .iter()
+        .filter(|declaration| declaration.kind != OutputKind::Orchestrator)
+    {
         let path = parse(&declaration.path)?;
         if declaration.is_pattern() {
-            let glob = compile_glob(&path)
-                .map_err(|reason| Error::InvalidOutput { path: path.as_path().into(), reason })?;
+            let glob = compile_glob(&path).map_err(|reason| Error::InvalidOutput {
+                path: path.as_path().into(),
+                reason,
+            })?;
             let prefix = literal_prefix(&path);
             let start = prefix.as_ref().map_or(Path::new(""), OutputPath::as_path);
             if let Some(start) = open(&dir, start, &path)? {
@@ -44,14 +54,20 @@ fn open(workspace: &Dir, path: &Path, output: &OutputPath) -> Result<Option<Dir>
     match workspace.open_beneath(path) {
         Ok(dir) => Ok(Some(dir)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) if disk::is_not_a_directory(&error) => {
-            Err(Error::InvalidOutput { path: output.as_path().into(), reason: "it lies behind a symlink" })
-        }
+        Err(error) if disk::is_not_a_directory(&error) => Err(Error::InvalidOutput {
+            path: output.as_path().into(),
+            reason: "it lies behind a symlink",
+        }),
         Err(error) => Err(error).context("open the folder of", || output),
     }
 }
 
-fn remove_matches(dir: &Dir, at: Option<&OutputPath>, glob: &GlobMatcher, store: Option<&Path>) -> Result<()> {
+fn remove_matches(
+    dir: &Dir,
+    at: Option<&OutputPath>,
+    glob: &GlobMatcher,
+    store: Option<&Path>,
+) -> Result<()> {
     let here = || at.map_or(Path::new("."), OutputPath::as_path);
     for (name, kind) in dir.entries().context("list", here)? {
         let path = match at {
@@ -75,9 +91,14 @@ fn remove_matches(dir: &Dir, at: Option<&OutputPath>, glob: &GlobMatcher, store:
 }
 
 fn remove(parent: &Dir, path: &OutputPath, store: Option<&Path>) -> Result<()> {
-    let is_store = parent.open_child(path.name()).is_ok_and(|dir| identity::is_store(&dir));
+    let is_store = parent
+        .open_child(path.name())
+        .is_ok_and(|dir| identity::is_store(&dir));
     if is_store || store.is_some_and(|store| store.starts_with(path.as_path())) {
-        return Err(Error::InvalidOutput { path: path.as_path().into(), reason: "it is, or holds, a store" });
+        return Err(Error::InvalidOutput {
+            path: path.as_path().into(),
+            reason: "it is, or holds, a store",
+        });
     }
     parent.remove_all(path.name()).context("remove", || path)
 }

@@ -39,11 +39,17 @@ impl Cache {
     /// # Errors
     /// If the store cannot be read, or the workspace cannot be opened.
     pub fn health(&self, workspace: Option<&Path>) -> Result<Health> {
-        let name = disk::filesystem_name(&self.inner.root).context("look at", || &self.inner.path)?;
+        let name =
+            disk::filesystem_name(&self.inner.root).context("look at", || &self.inner.path)?;
         let is_writable = self.canary().is_ok();
         self.inner.index.flush();
         let workspace = workspace.map(|path| self.link_support(path)).transpose()?;
-        Ok(Health { store_filesystem: name, has_index: self.inner.index.is_open(), is_writable, workspace })
+        Ok(Health {
+            store_filesystem: name,
+            has_index: self.inner.index.is_open(),
+            is_writable,
+            workspace,
+        })
     }
 
     /// Whether results can be stored: the store is in place and a file can be written. Blocking.
@@ -62,8 +68,12 @@ impl Cache {
         let _lock = self.lock(LockMode::Shared, &Cancel::new())?;
         let staging = self.inner.blobs.staging();
         let (name, mut file) = staging.create(0o600)?;
-        file.write_all(b"canary").context("write", || staging.path())?;
-        staging.dir()?.unlink(&name).context("remove", || staging.path())?;
+        file.write_all(b"canary")
+            .context("write", || staging.path())?;
+        staging
+            .dir()?
+            .unlink(&name)
+            .context("remove", || staging.path())?;
         Ok(())
     }
 
@@ -71,10 +81,15 @@ impl Cache {
         let capabilities = self.inner.options.capabilities;
         let workspace = Dir::open(path, capabilities).context("open the workspace", || path)?;
         let filesystem = disk::filesystem_name(&workspace).context("look at", || path)?;
-        let mut support = LinkSupport { reflink: false, hardlink: false };
+        let mut support = LinkSupport {
+            reflink: false,
+            hardlink: false,
+        };
         let staging = self.inner.blobs.staging();
         let (name, mut source) = staging.create(0o600)?;
-        source.write_all(&[1; 8192]).context("write", || staging.path())?;
+        source
+            .write_all(&[1; 8192])
+            .context("write", || staging.path())?;
         let claim = Claim::make(&workspace, layout::RESTORE_PREFIX).context("write in", || path)?;
         if capabilities.hardlink {
             let linked = staging.dir()?.link(&name, &claim.dir, OsStr::new("link"));
@@ -83,8 +98,13 @@ impl Cache {
         if let Ok(target) = claim.dir.create_new("clone".as_ref(), 0o600) {
             support.reflink = disk::clone_contents(&source, &target, capabilities).is_ok();
         }
-        workspace.remove_all(&claim.name).context("clean", || path)?;
-        staging.dir()?.unlink(&name).context("remove", || staging.path())?;
+        workspace
+            .remove_all(&claim.name)
+            .context("clean", || path)?;
+        staging
+            .dir()?
+            .unlink(&name)
+            .context("remove", || staging.path())?;
         Ok((filesystem, support))
     }
 }

@@ -37,8 +37,8 @@ pub use entries::Hit;
 pub use health::{Health, LinkSupport};
 pub use logs::TaskLogs;
 pub use output::{
-    BlobReader, CacheEntry, CacheOutput, LogPiece, OutputContent, OutputDeclaration, OutputKind, SourceFile,
-    StoredBlob,
+    BlobReader, CacheEntry, CacheOutput, LogPiece, OutputContent, OutputDeclaration, OutputKind,
+    SourceFile, StoredBlob,
 };
 pub use restore::{CopyReason, MethodCounts, Restored};
 pub use scrub::{Repair, ScrubReport};
@@ -128,10 +128,14 @@ impl Cache {
         let identity = Arc::new(Identity::open(again()?, &path)?);
         make_folders(&root, &path)?;
         write_tag(&root).context("write", || path.join(layout::CACHEDIR_TAG))?;
-        let folder = |name: &'static str| root.open_child(name.as_ref()).context("open", || path.join(name));
+        let folder = |name: &'static str| {
+            root.open_child(name.as_ref())
+                .context("open", || path.join(name))
+        };
         let in_use = match root.open_or_create(layout::IN_USE.as_ref(), 0o600) {
             Ok((file, _)) => {
-                let taken = Lock::try_acquire(file, LockMode::Shared).context("lock", || path.join(layout::IN_USE))?;
+                let taken = Lock::try_acquire(file, LockMode::Shared)
+                    .context("lock", || path.join(layout::IN_USE))?;
                 // Only a process that destroys the store holds it against us.
                 Some(taken.ok_or_else(|| Error::Busy { path: path.clone() })?)
             }
@@ -141,7 +145,13 @@ impl Cache {
         };
         let blobs = BlobStore::open(&root, &path, Arc::clone(&identity))?;
         blobs.sweep_staging();
-        let index = Index::new(again()?, again()?, &path, identity.row_key(), options.index_cache_bytes);
+        let index = Index::new(
+            again()?,
+            again()?,
+            &path,
+            identity.row_key(),
+            options.index_cache_bytes,
+        );
         let (manifests, leases) = (folder(layout::MANIFESTS)?, folder(layout::LEASES)?);
         let inner = Inner {
             path,
@@ -155,7 +165,9 @@ impl Cache {
             has_unsynced: AtomicBool::new(false),
             _in_use: in_use,
         };
-        Ok(Cache { inner: Arc::new(inner) })
+        Ok(Cache {
+            inner: Arc::new(inner),
+        })
     }
 
     /// Where the store lies.
@@ -179,7 +191,9 @@ impl Cache {
         /// How much rehashing a power cut may cost at most, in time of work.
         const BARRIER_SECONDS: i64 = 300;
         self.inner.index.flush();
-        let age = disk::now().seconds.saturating_sub(self.inner.identity.barrier_at().seconds);
+        let age = disk::now()
+            .seconds
+            .saturating_sub(self.inner.identity.barrier_at().seconds);
         // A clock that was set back makes the age negative; then it is time, too.
         let is_time = !(0..BARRIER_SECONDS).contains(&age);
         if is_time && self.inner.has_unsynced.swap(false, Ordering::Relaxed) {
@@ -204,7 +218,11 @@ impl Cache {
 
     /// Says that the store was removed or replaced under us, where that is the reason.
     fn explain(&self, error: io::Error, action: &'static str, path: PathBuf) -> Error {
-        if self.inner.identity.is_in_place() { Error::io(action, path, error) } else { self.replaced() }
+        if self.inner.identity.is_in_place() {
+            Error::io(action, path, error)
+        } else {
+            self.replaced()
+        }
     }
 
     fn replaced(&self) -> Error {
@@ -216,7 +234,12 @@ impl Cache {
 }
 
 fn open_root(path: &Path, options: &CacheOptions) -> Result<Dir> {
-    let refuse = |reason| Err(Error::StoreRefused { path: path.to_path_buf(), reason });
+    let refuse = |reason| {
+        Err(Error::StoreRefused {
+            path: path.to_path_buf(),
+            reason,
+        })
+    };
     let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
         return refuse("it has no name of its own");
     };
@@ -233,16 +256,23 @@ fn open_root(path: &Path, options: &CacheOptions) -> Result<Dir> {
             // mkdir takes the umask off; it cannot take anything off 0700 that the owner needs.
             let _ = parent.make_new(name, 0o700).context("make", || path)?;
         }
-        Some(stat) if stat.kind == FileKind::Symlink => return refuse("it is a symlink; name the place itself"),
+        Some(stat) if stat.kind == FileKind::Symlink => {
+            return refuse("it is a symlink; name the place itself");
+        }
         Some(stat) if stat.kind != FileKind::Directory => return refuse("it is not a directory"),
-        Some(stat) if stat.user != disk::effective_user() => return refuse("it belongs to another user"),
+        Some(stat) if stat.user != disk::effective_user() => {
+            return refuse("it belongs to another user");
+        }
         Some(_) => {}
     }
     let root = parent.open_child(name).context("open", || path)?;
     if !identity::is_store(&root) {
         let entries = root.entries().context("list", || path)?;
         // A process that was killed while making a store leaves only names of ours.
-        if !entries.iter().all(|(name, _)| layout::is_ours(&name.to_string_lossy())) {
+        if !entries
+            .iter()
+            .all(|(name, _)| layout::is_ours(&name.to_string_lossy()))
+        {
             return refuse("it is not empty and not a store");
         }
     }
@@ -252,8 +282,14 @@ fn open_root(path: &Path, options: &CacheOptions) -> Result<Dir> {
 fn make_folders(root: &Dir, path: &Path) -> Result<()> {
     let mut is_new = false;
     for folder in layout::FOLDERS {
-        if root.stat(folder.as_ref()).context("look at", || path.join(folder))?.is_none() {
-            let _ = root.make_new(folder.as_ref(), 0o700).context("make", || path.join(folder))?;
+        if root
+            .stat(folder.as_ref())
+            .context("look at", || path.join(folder))?
+            .is_none()
+        {
+            let _ = root
+                .make_new(folder.as_ref(), 0o700)
+                .context("make", || path.join(folder))?;
             is_new = true;
         }
     }
@@ -271,11 +307,16 @@ fn write_tag(root: &Dir) -> io::Result<()> {
     match root.create_new(layout::CACHEDIR_TAG.as_ref(), 0o644) {
         Ok(mut file) => file.write_all(layout::CACHEDIR_TAG_CONTENTS),
         // Another process was faster, or we may only read.
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists || is_read_only(&error) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists || is_read_only(&error) => {
+            Ok(())
+        }
         Err(error) => Err(error),
     }
 }
 
 fn is_read_only(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem)
+    matches!(
+        error.kind(),
+        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem
+    )
 }

@@ -61,7 +61,11 @@ pub enum LogPiece {
 impl CacheEntry {
     /// An entry without outputs and logs.
     pub fn new(exit_code: i32, duration_ms: u64) -> CacheEntry {
-        CacheEntry { exit_code, duration_ms, ..CacheEntry::default() }
+        CacheEntry {
+            exit_code,
+            duration_ms,
+            ..CacheEntry::default()
+        }
     }
 
     /// Sets standard output.
@@ -122,7 +126,13 @@ pub enum OutputContent {
 impl CacheOutput {
     /// An output with any content.
     pub fn new(path: impl Into<PathBuf>, content: OutputContent) -> CacheOutput {
-        CacheOutput { path: path.into(), content, executable: false, mode: None, modified: None }
+        CacheOutput {
+            path: path.into(),
+            content,
+            executable: false,
+            mode: None,
+            modified: None,
+        }
     }
 
     /// A file with these bytes.
@@ -132,7 +142,13 @@ impl CacheOutput {
 
     /// A file that is read when the entry is stored.
     pub fn file(path: impl Into<PathBuf>, source: impl Into<PathBuf>) -> CacheOutput {
-        CacheOutput::new(path, OutputContent::File(SourceFile { workspace: None, path: source.into() }))
+        CacheOutput::new(
+            path,
+            OutputContent::File(SourceFile {
+                workspace: None,
+                path: source.into(),
+            }),
+        )
     }
 
     /// A directory.
@@ -178,7 +194,10 @@ pub struct SourceFile {
 
 impl SourceFile {
     pub(super) fn captured(workspace: Arc<Dir>, path: PathBuf) -> SourceFile {
-        SourceFile { workspace: Some(workspace), path }
+        SourceFile {
+            workspace: Some(workspace),
+            path,
+        }
     }
 
     /// Where it lies: relative to its workspace if it was captured there.
@@ -194,15 +213,19 @@ impl SourceFile {
         };
         match opened {
             Ok(opened) => Ok(opened),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                Err(Error::OutputMissing { path: self.path.clone() })
-            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Err(Error::OutputMissing {
+                path: self.path.clone(),
+            }),
             Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
-                Err(Error::InvalidOutput { path: self.path.clone(), reason: "it is not a regular file" })
+                Err(Error::InvalidOutput {
+                    path: self.path.clone(),
+                    reason: "it is not a regular file",
+                })
             }
-            Err(error) if disk::is_not_a_directory(&error) => {
-                Err(Error::InvalidOutput { path: self.path.clone(), reason: "it lies behind a symlink" })
-            }
+            Err(error) if disk::is_not_a_directory(&error) => Err(Error::InvalidOutput {
+                path: self.path.clone(),
+                reason: "it lies behind a symlink",
+            }),
             Err(error) => Err(error).context("open", || &self.path),
         }
     }
@@ -210,7 +233,10 @@ impl SourceFile {
 
 fn open_alone(path: &Path, capabilities: Capabilities) -> io::Result<(File, FileStat)> {
     let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?;
-    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let parent = path
+        .parent()
+        .filter(|parent| !parent.as_os_str().is_empty())
+        .unwrap_or(Path::new("."));
     Dir::open(parent, capabilities)?.open_regular(name)
 }
 
@@ -245,9 +271,17 @@ impl StoredBlob {
     pub fn open(&self) -> Result<BlobReader> {
         let Some(blob) = self.cache.blobs.open_blob(&self.digest, self.mode)? else {
             let path = self.cache.blobs.blob_path(&self.digest, self.mode);
-            return Err(Error::Damaged { path, expected: self.digest, actual: None });
+            return Err(Error::Damaged {
+                path,
+                expected: self.digest,
+                actual: None,
+            });
         };
-        Ok(BlobReader { file: blob.file, expected: self.digest, hasher: Box::default() })
+        Ok(BlobReader {
+            file: blob.file,
+            expected: self.digest,
+            hasher: Box::default(),
+        })
     }
 
     /// Reads it whole, verified. Blocking; takes as much memory as the blob has bytes.
@@ -260,9 +294,11 @@ impl StoredBlob {
         let path = || self.cache.blobs.blob_path(&self.digest, self.mode);
         match reader.read_to_end(&mut bytes) {
             Ok(_) => Ok(bytes),
-            Err(error) if error.kind() == io::ErrorKind::InvalidData => {
-                Err(Error::Damaged { path: path(), expected: self.digest, actual: Some(Digest::of(&bytes)) })
-            }
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => Err(Error::Damaged {
+                path: path(),
+                expected: self.digest,
+                actual: Some(Digest::of(&bytes)),
+            }),
             Err(error) => Err(error).context("read", path),
         }
     }
@@ -270,14 +306,19 @@ impl StoredBlob {
     pub(super) fn file(&self) -> Result<(File, FileStat)> {
         let reader = self.open()?;
         let stat = disk::stat_file(&reader.file);
-        let stat = stat.context("look at", || self.cache.blobs.blob_path(&self.digest, self.mode))?;
+        let stat = stat.context("look at", || {
+            self.cache.blobs.blob_path(&self.digest, self.mode)
+        })?;
         Ok((reader.file, stat))
     }
 }
 
 impl fmt::Debug for StoredBlob {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("StoredBlob").field("digest", &self.digest).field("size_bytes", &self.size_bytes).finish()
+        f.debug_struct("StoredBlob")
+            .field("digest", &self.digest)
+            .field("size_bytes", &self.size_bytes)
+            .finish()
     }
 }
 
@@ -285,7 +326,11 @@ impl Cache {
     /// The outputs of an entry, in the order of their paths, with contents that are read on demand.
     pub fn outputs(&self, manifest: &Manifest) -> Vec<CacheOutput> {
         let pin = Arc::new(self.pin());
-        manifest.nodes.iter().map(|node| self.output(node, &pin)).collect()
+        manifest
+            .nodes
+            .iter()
+            .map(|node| self.output(node, &pin))
+            .collect()
     }
 
     fn output(&self, node: &Node, pin: &Arc<Option<Lock>>) -> CacheOutput {
@@ -293,7 +338,12 @@ impl Cache {
         match &node.kind {
             NodeKind::Directory { mode } => CacheOutput::directory(path).with_mode(*mode),
             NodeKind::Symlink { target } => CacheOutput::symlink(path, OsStr::from_bytes(target)),
-            NodeKind::File { digest, size_bytes, mode, modified } => {
+            NodeKind::File {
+                digest,
+                size_bytes,
+                mode,
+                modified,
+            } => {
                 let blob = StoredBlob {
                     cache: Arc::clone(&self.inner),
                     _pin: Arc::clone(pin),
@@ -301,7 +351,8 @@ impl Cache {
                     mode: blob_mode(*mode),
                     size_bytes: *size_bytes,
                 };
-                let mut output = CacheOutput::new(path, OutputContent::Stored(blob)).with_mode(*mode);
+                let mut output =
+                    CacheOutput::new(path, OutputContent::Stored(blob)).with_mode(*mode);
                 output.modified = *modified;
                 output
             }
@@ -321,8 +372,12 @@ impl Read for BlobReader {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let read = self.file.read(buffer)?;
         self.hasher.update(&buffer[..read]);
-        if read == 0 && !buffer.is_empty() && Digest::from(self.hasher.finalize()) != self.expected {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "the blob's bytes are not those of its digest"));
+        if read == 0 && !buffer.is_empty() && Digest::from(self.hasher.finalize()) != self.expected
+        {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "the blob's bytes are not those of its digest",
+            ));
         }
         Ok(read)
     }
@@ -370,13 +425,20 @@ impl OutputDeclaration {
     /// Declares a path, or a pattern if it has pattern characters.
     pub fn new(path: impl Into<String>) -> OutputDeclaration {
         let path = path.into();
-        let kind = if has_pattern(&path) { OutputKind::Glob } else { OutputKind::Any };
+        let kind = if has_pattern(&path) {
+            OutputKind::Glob
+        } else {
+            OutputKind::Any
+        };
         OutputDeclaration { path, kind }
     }
 
     /// Declares a path of a known kind.
     pub fn with_kind(path: impl Into<String>, kind: OutputKind) -> OutputDeclaration {
-        OutputDeclaration { path: path.into(), kind }
+        OutputDeclaration {
+            path: path.into(),
+            kind,
+        }
     }
 
     pub(super) fn is_pattern(&self) -> bool {

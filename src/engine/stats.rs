@@ -32,7 +32,11 @@ pub struct Stats {
 impl Stats {
     /// All of it, in bytes.
     pub fn total_bytes(&self) -> u64 {
-        self.blob_bytes + self.manifest_bytes + self.index_bytes + self.staging_bytes + self.quarantine_bytes
+        self.blob_bytes
+            + self.manifest_bytes
+            + self.index_bytes
+            + self.staging_bytes
+            + self.quarantine_bytes
     }
 }
 
@@ -66,7 +70,11 @@ impl Cache {
 
     fn usage(&self, folder: &'static str) -> Result<(u64, u64)> {
         let path = self.inner.path.join(folder);
-        let dir = self.inner.root.open_child(folder.as_ref()).context("open", || &path)?;
+        let dir = self
+            .inner
+            .root
+            .open_child(folder.as_ref())
+            .context("open", || &path)?;
         usage(&dir, &path)
     }
 }

@@ -60,7 +60,10 @@ pub(crate) struct Index {
 enum State {
     /// Not opened yet: a lookup or a commit does.
     Closed,
-    Open { database: Database, inode: u64 },
+    Open {
+        database: Database,
+        inode: u64,
+    },
     /// Could not be opened or made; the manifests answer.
     Absent,
 }
@@ -85,7 +88,13 @@ enum Failure {
 
 impl Index {
     /// Prepares the index of the store at `path`; does no I/O before the first use.
-    pub(crate) fn new(root: Dir, seal_root: Dir, path: &Path, key: [u8; 32], cache_bytes: usize) -> Index {
+    pub(crate) fn new(
+        root: Dir,
+        seal_root: Dir,
+        path: &Path,
+        key: [u8; 32],
+        cache_bytes: usize,
+    ) -> Index {
         Index {
             seal: Seal::new(seal_root, key),
             root,
@@ -104,11 +113,15 @@ impl Index {
         self.ensure_open();
         let found = {
             let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
-            let State::Open { database, .. } = &*state else { return None };
+            let State::Open { database, .. } = &*state else {
+                return None;
+            };
             contain(|| {
                 let transaction = database.begin_read()?;
                 let table = transaction.open_table(tables::TASKS)?;
-                Ok(table.get(task.as_bytes())?.map(|value| value.value().to_vec()))
+                Ok(table
+                    .get(task.as_bytes())?
+                    .map(|value| value.value().to_vec()))
             })
         };
         match found {
@@ -128,7 +141,10 @@ impl Index {
         let mut queue = self.lock_queue();
         while queue.committed_ticket < ticket {
             if queue.is_committing {
-                queue = self.committed.wait(queue).unwrap_or_else(PoisonError::into_inner);
+                queue = self
+                    .committed
+                    .wait(queue)
+                    .unwrap_or_else(PoisonError::into_inner);
                 continue;
             }
             queue.is_committing = true;
@@ -169,7 +185,9 @@ impl Index {
     pub(crate) fn rows(&self) -> Option<(Vec<(TaskDigest, Row)>, usize)> {
         self.ensure_open();
         let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
-        let State::Open { database, .. } = &*state else { return None };
+        let State::Open { database, .. } = &*state else {
+            return None;
+        };
         let read = contain(|| {
             use redb::ReadableTable;
             let transaction = database.begin_read()?;
@@ -204,7 +222,10 @@ impl Index {
     /// Whether the index answers.
     pub(crate) fn is_open(&self) -> bool {
         self.ensure_open();
-        matches!(*self.state.read().unwrap_or_else(PoisonError::into_inner), State::Open { .. })
+        matches!(
+            *self.state.read().unwrap_or_else(PoisonError::into_inner),
+            State::Open { .. }
+        )
     }
 
     /// Bytes of the file on disk.
@@ -220,7 +241,9 @@ impl Index {
             self.ensure_open();
             let written = {
                 let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
-                let State::Open { database, .. } = &*state else { return };
+                let State::Open { database, .. } = &*state else {
+                    return;
+                };
                 // Without the lock there is no seal, and the next open checks.
                 let _lock = self.seal.lock();
                 let written = contain(|| {
@@ -230,7 +253,10 @@ impl Index {
                         for change in changes {
                             match change {
                                 Change::Put(task, row) => {
-                                    table.insert(task.as_bytes(), row.encode(task, &self.key).as_slice())?;
+                                    table.insert(
+                                        task.as_bytes(),
+                                        row.encode(task, &self.key).as_slice(),
+                                    )?;
                                 }
                                 Change::Remove(task) => {
                                     table.remove(task.as_bytes())?;
@@ -261,7 +287,10 @@ impl Index {
     }
 
     fn ensure_open(&self) {
-        if !matches!(*self.state.read().unwrap_or_else(PoisonError::into_inner), State::Closed) {
+        if !matches!(
+            *self.state.read().unwrap_or_else(PoisonError::into_inner),
+            State::Closed
+        ) {
             return;
         }
         let mut state = self.lock_state();
@@ -289,7 +318,11 @@ impl Index {
             Some(stat) => stat,
             None => {
                 self.make_file()?;
-                self.root.stat(name).ok().flatten().ok_or(Failure::Refused)?
+                self.root
+                    .stat(name)
+                    .ok()
+                    .flatten()
+                    .ok_or(Failure::Refused)?
             }
         };
         if stat.kind != FileKind::Regular {
@@ -298,19 +331,29 @@ impl Index {
         let path = self.path.join(layout::INDEX);
         let is_sealed = self.seal.fits();
         let database = contain(|| {
-            let database = self.builder().set_check_integrity_on_open(!is_sealed).open(&path)?;
+            let database = self
+                .builder()
+                .set_check_integrity_on_open(!is_sealed)
+                .open(&path)?;
             // A file of another make opens, but has no such table.
             database.begin_read()?.open_table(tables::TASKS)?;
             Ok(database)
         })?;
         // Opening marks the file.
         self.seal.set();
-        Ok(State::Open { database, inode: stat.inode })
+        Ok(State::Open {
+            database,
+            inode: stat.inode,
+        })
     }
 
     /// redb's own `create` leaves, if killed at the wrong moment, a file that it refuses for ever.
     fn make_file(&self) -> Result<(), Failure> {
-        let name = format!("{}.{}", layout::INDEX, disk::random_name().map_err(|_| Failure::Refused)?);
+        let name = format!(
+            "{}.{}",
+            layout::INDEX,
+            disk::random_name().map_err(|_| Failure::Refused)?
+        );
         let path = self.path.join(&name);
         let made = contain(|| {
             let database = self.builder().create(&path)?;
@@ -320,7 +363,9 @@ impl Index {
             Ok(database.close()?)
         });
         let placed = made.and_then(|()| {
-            let placed = self.root.rename_new(name.as_ref(), &self.root, layout::INDEX.as_ref());
+            let placed = self
+                .root
+                .rename_new(name.as_ref(), &self.root, layout::INDEX.as_ref());
             self.root.sync().map_err(|_| Failure::Refused)?;
             placed.map_err(|_| Failure::Refused)
         });
@@ -362,11 +407,17 @@ impl Index {
     fn set_aside(&self, state: &mut State) {
         self.close(state);
         self.was_set_aside.store(true, Ordering::Relaxed);
-        let Ok(quarantine) = self.root.open_child(layout::QUARANTINE.as_ref()) else { return };
-        let Ok(random) = disk::random_name() else { return };
+        let Ok(quarantine) = self.root.open_child(layout::QUARANTINE.as_ref()) else {
+            return;
+        };
+        let Ok(random) = disk::random_name() else {
+            return;
+        };
         let kept = format!("{}-index-{random}", disk::now().seconds);
         // Best effort: if it cannot be moved, the next open meets it again and finds it damaged.
-        let _ = self.root.rename(layout::INDEX.as_ref(), &quarantine, kept.as_ref());
+        let _ = self
+            .root
+            .rename(layout::INDEX.as_ref(), &quarantine, kept.as_ref());
     }
 
     /// Closes the database, which writes to its file; a damaged one may panic even then. Only a file
@@ -404,9 +455,13 @@ impl Drop for Index {
 fn contain<T>(calls: impl FnOnce() -> Result<T, redb::Error>) -> Result<T, Failure> {
     match catch_unwind(AssertUnwindSafe(calls)) {
         Ok(Ok(value)) => Ok(value),
-        Ok(Err(redb::Error::Io(error))) if error.kind() != std::io::ErrorKind::InvalidData => Err(Failure::Refused),
+        Ok(Err(redb::Error::Io(error))) if error.kind() != std::io::ErrorKind::InvalidData => {
+            Err(Failure::Refused)
+        }
         Ok(Err(
-            redb::Error::PreviousIo | redb::Error::DatabaseAlreadyOpen | redb::Error::LockPoisoned(_),
+            redb::Error::PreviousIo
+            | redb::Error::DatabaseAlreadyOpen
+            | redb::Error::LockPoisoned(_),
         )) => Err(Failure::Refused),
         Ok(Err(_)) | Err(_) => Err(Failure::Damaged),
     }

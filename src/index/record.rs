@@ -35,13 +35,18 @@ impl Row {
         if checksum(&bytes[CHECKSUM_BYTES..], task, key) != bytes[..CHECKSUM_BYTES] {
             return None;
         }
-        let number = |start: usize| Some(u64::from_le_bytes(bytes[start..start + 8].try_into().ok()?));
-        let small = |start: usize| Some(u32::from_le_bytes(bytes[start..start + 4].try_into().ok()?));
+        let number =
+            |start: usize| Some(u64::from_le_bytes(bytes[start..start + 8].try_into().ok()?));
+        let small =
+            |start: usize| Some(u32::from_le_bytes(bytes[start..start + 4].try_into().ok()?));
         Some(Row {
             manifest: Stamp {
                 inode: number(16)?,
                 size_bytes: number(24)?,
-                modified: Timestamp { seconds: number(32)? as i64, nanoseconds: small(40)? },
+                modified: Timestamp {
+                    seconds: number(32)? as i64,
+                    nanoseconds: small(40)?,
+                },
             },
             duration_ms: number(44)?,
             exit_code: small(52)? as i32,
@@ -64,9 +69,16 @@ mod tests {
 
     #[test]
     fn a_row_speaks_for_its_task_and_its_store_only() -> Result<(), crate::Error> {
-        let modified = Timestamp { seconds: -7, nanoseconds: 5 };
+        let modified = Timestamp {
+            seconds: -7,
+            nanoseconds: 5,
+        };
         let row = Row {
-            manifest: Stamp { inode: 1, size_bytes: 2, modified },
+            manifest: Stamp {
+                inode: 1,
+                size_bytes: 2,
+                modified,
+            },
             duration_ms: 3,
             exit_code: -4,
         };
@@ -78,7 +90,11 @@ mod tests {
         for position in 0..bytes.len() {
             let mut damaged = bytes;
             damaged[position] ^= 0x10;
-            assert_eq!(Row::decode(&damaged, &task, &[1; 32]), None, "byte {position}");
+            assert_eq!(
+                Row::decode(&damaged, &task, &[1; 32]),
+                None,
+                "byte {position}"
+            );
             assert_eq!(Row::decode(&bytes[..position], &task, &[1; 32]), None);
         }
         Ok(())

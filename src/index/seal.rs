@@ -31,7 +31,9 @@ impl Seal {
 
     /// Waits until nobody else writes to the index.
     pub(super) fn lock(&self) -> io::Result<Lock> {
-        let (file, _) = self.root.open_or_create(layout::INDEX_LOCK.as_ref(), 0o600)?;
+        let (file, _) = self
+            .root
+            .open_or_create(layout::INDEX_LOCK.as_ref(), 0o600)?;
         let lock = Lock::acquire(file, LockMode::Exclusive, &|| false)?;
         lock.ok_or_else(|| io::ErrorKind::Interrupted.into())
     }
@@ -45,7 +47,9 @@ impl Seal {
 
     /// Seals the index as it is. Under the lock. Best effort: without a seal the next open checks.
     pub(super) fn set(&self) {
-        let Ok(Some(stamp)) = self.stamp() else { return };
+        let Ok(Some(stamp)) = self.stamp() else {
+            return;
+        };
         let opened = self.root.open_or_create(layout::INDEX_SEAL.as_ref(), 0o600);
         let _ = opened.and_then(|(file, _)| file.write_all_at(&self.encode(stamp), 0));
     }
@@ -58,11 +62,17 @@ impl Seal {
     }
 
     fn stamp(&self) -> io::Result<Option<Stamp>> {
-        Ok(self.root.stat(layout::INDEX.as_ref())?.map(|stat| stat.stamp()))
+        Ok(self
+            .root
+            .stat(layout::INDEX.as_ref())?
+            .map(|stat| stat.stamp()))
     }
 
     fn encode(&self, stamp: Stamp) -> Vec<u8> {
-        let Timestamp { seconds, nanoseconds } = stamp.modified;
+        let Timestamp {
+            seconds,
+            nanoseconds,
+        } = stamp.modified;
         let mut bytes = Vec::with_capacity(SEAL_BYTES);
         bytes.extend_from_slice(&stamp.inode.to_le_bytes());
         bytes.extend_from_slice(&stamp.size_bytes.to_le_bytes());

@@ -7,7 +7,9 @@
 //!   they claim, and never panics.
 //! - A critical section of an unknown tag is refused, any other is skipped.
 
-use super::{BlobRef, LogStream, Logs, Manifest, Node, NodeKind, Origin, OutputPath, Root, RootKind};
+use super::{
+    BlobRef, LogStream, Logs, Manifest, Node, NodeKind, Origin, OutputPath, Root, RootKind,
+};
 use crate::digest::Digest;
 use crate::disk::Timestamp;
 use crate::key::TaskDigest;
@@ -52,23 +54,7 @@ type Decoded<T> = Result<T, DecodeError>;
 impl Manifest {
     /// Encodes the whole manifest file for `task`.
     pub fn encode(&self, task: &TaskDigest) -> Vec<u8> {
-        let body = self.encode_body();
-        let mut file = Writer(Vec::with_capacity(HEADER_BYTES + body.len() + 128));
-        file.0.extend_from_slice(MAGIC);
-        file.0.extend_from_slice(&VERSION.to_le_bytes());
-        file.0.extend_from_slice(&[0, 0]);
-        file.0.extend_from_slice(&(body.len() as u64).to_le_bytes());
-        file.0.extend_from_slice(task.as_bytes());
-        file.0.extend_from_slice(&blake3::derive_key(BODY_CONTEXT, &body));
-        file.0.extend_from_slice(&body);
-        file.section(SECTION_ORIGIN, |origin| {
-            origin.timestamp(self.origin.stored_at);
-            origin.0.extend_from_slice(&self.origin.incarnation);
-            origin.varint(self.origin.epoch);
-        });
-        let checksum = blake3::derive_key(CHECKSUM_CONTEXT, &file.0);
-        file.0.extend_from_slice(&checksum);
-        file.0
+        wrap_body(&self.encode_body(), task, &self.origin)
     }
 
     /// Decodes a manifest file and checks everything: checksums, canonical form, paths, tree.
@@ -106,9 +92,11 @@ impl Manifest {
         let task = TaskDigest::from_bytes(header.array()?);
         let body_digest: [u8; 32] = header.array()?;
         let rest = &contents[HEADER_BYTES..];
-        let body_bytes = usize::try_from(body_bytes).ok().filter(|length| *length <= rest.len());
-        let (body, trailer) =
-            rest.split_at(body_bytes.ok_or(DecodeError::NotCanonical("the body's length is wrong"))?);
+        let body_bytes = usize::try_from(body_bytes)
+            .ok()
+            .filter(|length| *length <= rest.len());
+        let (body, trailer) = rest
+            .split_at(body_bytes.ok_or(DecodeError::NotCanonical("the body's length is wrong"))?);
         if blake3::derive_key(BODY_CONTEXT, body) != body_digest {
             return Err(DecodeError::NotCanonical("the body's digest is wrong"));
         }
@@ -168,12 +156,14 @@ impl Manifest {
     }
 
     fn decode_body(body: &[u8]) -> Decoded<Manifest> {
-        let (mut result, mut roots, mut nodes, mut logs, mut key_parts) = (None, None, None, None, None);
+        let (mut result, mut roots, mut nodes, mut logs, mut key_parts) =
+            (None, None, None, None, None);
         sections(body, |tag, section| {
             match tag {
                 SECTION_RESULT => {
                     let exit_code = i32::try_from(section.zigzag()?);
-                    let exit_code = exit_code.map_err(|_| DecodeError::NotCanonical("an exit code is too large"))?;
+                    let exit_code = exit_code
+                        .map_err(|_| DecodeError::NotCanonical("an exit code is too large"))?;
                     result = Some((exit_code, section.varint()?));
                 }
                 SECTION_ROOTS => roots = Some(section.list(2, Reader::root)?),
@@ -201,9 +191,32 @@ impl Manifest {
             key_parts,
             origin: Origin::default(),
         };
-        manifest.check().map_err(|error| DecodeError::NotCanonical(error.reason))?;
+        manifest
+            .check()
+            .map_err(|error| DecodeError::NotCanonical(error.reason))?;
         Ok(manifest)
     }
+}
+
+/// Puts header, trailer and checksum around a body, whatever it holds.
+pub(crate) fn wrap_body(body: &[u8], task: &TaskDigest, origin: &Origin) -> Vec<u8> {
+    let mut file = Writer(Vec::with_capacity(HEADER_BYTES + body.len() + 128));
+    file.0.extend_from_slice(MAGIC);
+    file.0.extend_from_slice(&VERSION.to_le_bytes());
+    file.0.extend_from_slice(&[0, 0]);
+    file.0.extend_from_slice(&(body.len() as u64).to_le_bytes());
+    file.0.extend_from_slice(task.as_bytes());
+    file.0
+        .extend_from_slice(&blake3::derive_key(BODY_CONTEXT, body));
+    file.0.extend_from_slice(body);
+    file.section(SECTION_ORIGIN, |section| {
+        section.timestamp(origin.stored_at);
+        section.0.extend_from_slice(&origin.incarnation);
+        section.varint(origin.epoch);
+    });
+    let checksum = blake3::derive_key(CHECKSUM_CONTEXT, &file.0);
+    file.0.extend_from_slice(&checksum);
+    file.0
 }
 
 /// Calls `take` for each section, in order. What `take` does not know is skipped, or refused if it
@@ -278,8 +291,17 @@ impl Writer {
                 self.bytes(node.path.as_bytes());
                 self.varint(u64::from(*mode));
             }
-            NodeKind::File { digest, size_bytes, mode, modified } => {
-                self.0.push(if modified.is_some() { KIND_FILE_WITH_TIME } else { KIND_FILE });
+            NodeKind::File {
+                digest,
+                size_bytes,
+                mode,
+                modified,
+            } => {
+                self.0.push(if modified.is_some() {
+                    KIND_FILE_WITH_TIME
+                } else {
+                    KIND_FILE
+                });
                 self.bytes(node.path.as_bytes());
                 self.varint(u64::from(*mode));
                 self.0.extend_from_slice(digest.as_bytes());
@@ -367,9 +389,14 @@ impl<'a> Reader<'a> {
         let seconds = self.zigzag()?;
         let nanoseconds = self.varint()?;
         if nanoseconds >= 1_000_000_000 {
-            return Err(DecodeError::NotCanonical("a time has more than a second of nanoseconds"));
+            return Err(DecodeError::NotCanonical(
+                "a time has more than a second of nanoseconds",
+            ));
         }
-        Ok(Timestamp { seconds, nanoseconds: nanoseconds as u32 })
+        Ok(Timestamp {
+            seconds,
+            nanoseconds: nanoseconds as u32,
+        })
     }
 
     /// A count and that many items of at least `item_bytes_min` bytes each. The count is checked
@@ -392,7 +419,8 @@ impl<'a> Reader<'a> {
     }
 
     fn path(&mut self) -> Decoded<OutputPath> {
-        OutputPath::from_bytes(self.byte_string()?).map_err(|error| DecodeError::NotCanonical(error.0))
+        OutputPath::from_bytes(self.byte_string()?)
+            .map_err(|error| DecodeError::NotCanonical(error.0))
     }
 
     fn root(&mut self) -> Decoded<Root> {
@@ -402,7 +430,10 @@ impl<'a> Reader<'a> {
             2 => RootKind::Glob,
             _ => return Err(DecodeError::NotCanonical("a root has an unknown kind")),
         };
-        Ok(Root { kind, path: self.path()? })
+        Ok(Root {
+            kind,
+            path: self.path()?,
+        })
     }
 
     fn node(&mut self) -> Decoded<Node> {
@@ -414,9 +445,15 @@ impl<'a> Reader<'a> {
                 mode: self.mode()?,
                 digest: Digest::from_bytes(self.array()?),
                 size_bytes: self.varint()?,
-                modified: if kind == KIND_FILE_WITH_TIME { Some(self.timestamp()?) } else { None },
+                modified: if kind == KIND_FILE_WITH_TIME {
+                    Some(self.timestamp()?)
+                } else {
+                    None
+                },
             },
-            KIND_SYMLINK => NodeKind::Symlink { target: self.byte_string()?.into() },
+            KIND_SYMLINK => NodeKind::Symlink {
+                target: self.byte_string()?.into(),
+            },
             _ => return Err(DecodeError::NotCanonical("a node has an unknown kind")),
         };
         Ok(Node { path, kind })
@@ -425,13 +462,18 @@ impl<'a> Reader<'a> {
     fn mode(&mut self) -> Decoded<u32> {
         let mode = self.varint()?;
         if mode > 0o777 {
-            return Err(DecodeError::NotCanonical("a mode has more than permission bits"));
+            return Err(DecodeError::NotCanonical(
+                "a mode has more than permission bits",
+            ));
         }
         Ok(mode as u32)
     }
 
     fn blob(&mut self) -> Decoded<BlobRef> {
-        Ok(BlobRef { digest: Digest::from_bytes(self.array()?), size_bytes: self.varint()? })
+        Ok(BlobRef {
+            digest: Digest::from_bytes(self.array()?),
+            size_bytes: self.varint()?,
+        })
     }
 
     fn log(&mut self) -> Decoded<LogStream> {
@@ -466,42 +508,38 @@ mod tests {
             for bit in 0..8 {
                 let mut damaged = bytes.clone();
                 damaged[position] ^= 1 << bit;
-                assert!(Manifest::decode(&damaged, &task()).is_err(), "bit {bit} of byte {position}");
+                assert!(
+                    Manifest::decode(&damaged, &task()).is_err(),
+                    "bit {bit} of byte {position}"
+                );
             }
-            assert!(Manifest::decode(&bytes[..position], &task()).is_err(), "first {position} bytes");
+            assert!(
+                Manifest::decode(&bytes[..position], &task()).is_err(),
+                "first {position} bytes"
+            );
         }
     }
 
-    /// Wraps a body as `encode` does, so that tests reach behind the checksums.
     fn wrap(body: &[u8]) -> Vec<u8> {
-        let mut file = Writer(Vec::new());
-        file.0.extend_from_slice(MAGIC);
-        file.0.extend_from_slice(&[1, 0, 0, 0]);
-        file.0.extend_from_slice(&(body.len() as u64).to_le_bytes());
-        file.0.extend_from_slice(task().as_bytes());
-        file.0.extend_from_slice(&blake3::derive_key(BODY_CONTEXT, body));
-        file.0.extend_from_slice(body);
-        file.section(SECTION_ORIGIN, |origin| {
-            origin.timestamp(Timestamp { seconds: 0, nanoseconds: 0 });
-            origin.0.extend_from_slice(&[0; 16]);
-            origin.varint(0);
-        });
-        let checksum = blake3::derive_key(CHECKSUM_CONTEXT, &file.0);
-        file.0.extend_from_slice(&checksum);
-        file.0
+        wrap_body(body, &task(), &Origin::default())
     }
 
     #[test]
     fn behind_valid_checksums_hostile_bodies_are_refused_without_memory() {
         let body = sample().encode_body();
-        assert!(Manifest::decode(&wrap(&body), &task()).is_ok(), "the wrapper itself is right");
+        assert!(
+            Manifest::decode(&wrap(&body), &task()).is_ok(),
+            "the wrapper itself is right"
+        );
         // Another tag on the one section that is not critical is a section to be skipped.
         let skippable = {
             let mut manifest = sample();
             manifest.key_parts = None;
             manifest.encode_body().len()
         };
-        for position in (0..body.len()).filter(|position| !(skippable..skippable + 2).contains(position)) {
+        for position in
+            (0..body.len()).filter(|position| !(skippable..skippable + 2).contains(position))
+        {
             for value in [0, 1, 0x7f, 0x80, 0xff] {
                 let mut hostile = body.clone();
                 hostile[position] = value;
@@ -522,6 +560,9 @@ mod tests {
         body.section(9, |section| section.varint(7));
         assert!(Manifest::decode(&wrap(&body.0), &task()).is_ok());
         body.section(CRITICAL | 10, |section| section.varint(7));
-        assert_eq!(Manifest::decode(&wrap(&body.0), &task()), Err(DecodeError::Newer));
+        assert_eq!(
+            Manifest::decode(&wrap(&body.0), &task()),
+            Err(DecodeError::Newer)
+        );
     }
 }

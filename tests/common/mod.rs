@@ -2,7 +2,10 @@
 
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
-use larder::{Cache, CacheEntry, CacheOptions, Cancel, OutputDeclaration, RestoreOptions, Restored, TaskDigest};
+use larder::{
+    Cache, CacheEntry, CacheOptions, Cancel, OutputDeclaration, RestoreOptions, Restored,
+    TaskDigest,
+};
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::os::unix::ffi::OsStrExt;
@@ -28,7 +31,10 @@ impl Lab {
 
     /// On a filesystem of the caller's choice.
     pub fn in_folder(place: &Path) -> Lab {
-        Lab::make(TempDir::new_in(place).expect("a folder there"), CacheOptions::default())
+        Lab::make(
+            TempDir::new_in(place).expect("a folder there"),
+            CacheOptions::default(),
+        )
     }
 
     fn make(folder: TempDir, options: CacheOptions) -> Lab {
@@ -60,8 +66,14 @@ impl Lab {
         store(&self.cache, key, &self.workspace(), outputs);
     }
 
-    pub fn restore(&self, key: &str, workspace: &Path, options: RestoreOptions) -> larder::Result<Option<Restored>> {
-        self.cache.restore(&task(key), workspace, options, &Cancel::new())
+    pub fn restore(
+        &self,
+        key: &str,
+        workspace: &Path,
+        options: RestoreOptions,
+    ) -> larder::Result<Option<Restored>> {
+        self.cache
+            .restore(&task(key), workspace, options, &Cancel::new())
     }
 
     /// The files in quarantine.
@@ -80,9 +92,17 @@ pub fn task(key: &str) -> TaskDigest {
 }
 
 pub fn store(cache: &Cache, key: &str, workspace: &Path, outputs: &[&str]) {
-    let declared: Vec<OutputDeclaration> = outputs.iter().copied().map(OutputDeclaration::new).collect();
-    let entry = CacheEntry::capture(workspace, &declared).expect("the outputs are there").with_result(0, 1000);
-    cache.store(&task(key), &entry, &Cancel::new()).expect("the entry is stored");
+    let declared: Vec<OutputDeclaration> = outputs
+        .iter()
+        .copied()
+        .map(OutputDeclaration::new)
+        .collect();
+    let entry = CacheEntry::capture(workspace, &declared)
+        .expect("the outputs are there")
+        .with_result(0, 1000);
+    cache
+        .store(&task(key), &entry, &Cancel::new())
+        .expect("the entry is stored");
 }
 
 /// Writes a file whose time is long past, so that a link to its blob is possible at once.
@@ -97,8 +117,12 @@ pub fn write(path: &Path, contents: &[u8]) {
 }
 
 pub fn set_age(path: &Path, age: Duration) {
-    let file = File::options().write(true).open(path).expect("the file opens");
-    file.set_modified(SystemTime::now() - age).expect("the time is set");
+    let file = File::options()
+        .write(true)
+        .open(path)
+        .expect("the file opens");
+    file.set_modified(SystemTime::now() - age)
+        .expect("the time is set");
 }
 
 /// Bytes that do not repeat, the same for the same seed.
@@ -141,15 +165,30 @@ fn walk(root: &Path, dir: &Path, tree: &mut BTreeMap<PathBuf, String>) {
         let meta = fs::symlink_metadata(&path).expect("a stat");
         let mode = meta.permissions().mode() & 0o7777;
         let value = if meta.is_symlink() {
-            format!("link {:?}", fs::read_link(&path).expect("a symlink").as_os_str().as_bytes())
+            format!(
+                "link {:?}",
+                fs::read_link(&path)
+                    .expect("a symlink")
+                    .as_os_str()
+                    .as_bytes()
+            )
         } else if meta.is_dir() {
             walk(root, &path, tree);
             format!("dir {mode:04o}")
         } else {
             let digest = larder::Digest::of(&fs::read(&path).expect("a file"));
-            format!("file {mode:04o} {}.{:09} {digest}", meta.mtime(), meta.mtime_nsec())
+            format!(
+                "file {mode:04o} {}.{:09} {digest}",
+                meta.mtime(),
+                meta.mtime_nsec()
+            )
         };
-        tree.insert(path.strip_prefix(root).expect("below the root").to_path_buf(), value);
+        tree.insert(
+            path.strip_prefix(root)
+                .expect("below the root")
+                .to_path_buf(),
+            value,
+        );
     }
 }
 
@@ -157,7 +196,11 @@ pub fn files_below(folder: &Path) -> Vec<PathBuf> {
     let mut files = Vec::new();
     for entry in fs::read_dir(folder).expect("a directory") {
         let path = entry.expect("an entry").path();
-        if path.is_dir() { files.extend(files_below(&path)) } else { files.push(path) }
+        if path.is_dir() {
+            files.extend(files_below(&path))
+        } else {
+            files.push(path)
+        }
     }
     files.sort();
     files
@@ -171,15 +214,23 @@ pub fn inode(path: &Path) -> u64 {
 /// the test is skipped, visibly; `LARDER_TEST_REQUIRE=1` makes that a failure.
 pub fn filesystems() -> Vec<(String, PathBuf)> {
     let Ok(list) = std::env::var("LARDER_TEST_FILESYSTEMS") else {
-        skip("LARDER_TEST_FILESYSTEMS is not set (scripts/filesystems.sh makes and mounts images, as root)");
+        skip(
+            "LARDER_TEST_FILESYSTEMS is not set (scripts/filesystems.sh makes and mounts images, as root)",
+        );
         return Vec::new();
     };
-    let pair = |item: &str| item.split_once('=').map(|(name, path)| (name.to_owned(), PathBuf::from(path)));
+    let pair = |item: &str| {
+        item.split_once('=')
+            .map(|(name, path)| (name.to_owned(), PathBuf::from(path)))
+    };
     list.split(',').filter_map(pair).collect()
 }
 
 pub fn skip(reason: &str) {
-    assert!(std::env::var_os("LARDER_TEST_REQUIRE").is_none(), "must not be skipped here: {reason}");
+    assert!(
+        std::env::var_os("LARDER_TEST_REQUIRE").is_none(),
+        "must not be skipped here: {reason}"
+    );
     eprintln!("SKIPPED: {reason}");
 }
 

@@ -64,23 +64,41 @@ pub(super) fn run(command: &[OsString], directory: &Path, stdin: Stdio) -> io::R
     let _ = watcher.join();
     let status = status?;
     let objection = match () {
-        () if was_signalled.load(Ordering::Relaxed) || status.signal().is_some() => Some("it was interrupted"),
+        () if was_signalled.load(Ordering::Relaxed) || status.signal().is_some() => {
+            Some("it was interrupted")
+        }
         () if tee.is_reader_gone => Some("nobody read its output to the end"),
         () if tee.is_too_long => Some("it wrote more than 64 MiB"),
         () if tee.has_lingerer => Some("a process that it left behind still holds its output"),
         () => None,
     };
     let logs = TaskLogs::new(&tee.stdout, &tee.stderr, &tee.pieces);
-    Ok(Finished { status, logs, took: started.elapsed(), objection })
+    Ok(Finished {
+        status,
+        logs,
+        took: started.elapsed(),
+        objection,
+    })
 }
 
 /// Runs the command on our own streams; signals as in [`run`].
-pub(super) fn run_plainly(command: &[OsString], directory: &Path, stdin: Stdio) -> io::Result<ExitStatus> {
+pub(super) fn run_plainly(
+    command: &[OsString],
+    directory: &Path,
+    stdin: Stdio,
+) -> io::Result<ExitStatus> {
     let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP])?;
-    let mut child = Command::new(&command[0]).args(&command[1..]).current_dir(directory).stdin(stdin).spawn()?;
+    let mut child = Command::new(&command[0])
+        .args(&command[1..])
+        .current_dir(directory)
+        .stdin(stdin)
+        .spawn()?;
     let (handle, pid) = (signals.handle(), child.id());
     let watcher = thread::spawn(move || {
-        signals.forever().filter(|signal| *signal != SIGINT).for_each(|signal| pass_on(signal, pid));
+        signals
+            .forever()
+            .filter(|signal| *signal != SIGINT)
+            .for_each(|signal| pass_on(signal, pid));
     });
     let status = child.wait();
     handle.close();
@@ -101,8 +119,14 @@ pub(super) fn exit_like(status: ExitStatus) -> u8 {
 }
 
 fn pass_on(signal: i32, pid: u32) {
-    let pid = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw);
-    let signal = if signal == SIGHUP { rustix::process::Signal::HUP } else { rustix::process::Signal::TERM };
+    let pid = i32::try_from(pid)
+        .ok()
+        .and_then(rustix::process::Pid::from_raw);
+    let signal = if signal == SIGHUP {
+        rustix::process::Signal::HUP
+    } else {
+        rustix::process::Signal::TERM
+    };
     if let Some(pid) = pid {
         // It may just have ended.
         let _ = rustix::process::kill_process(pid, signal);

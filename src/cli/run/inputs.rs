@@ -30,8 +30,14 @@ pub(super) struct Inputs(BTreeMap<OutputPath, Input>);
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Input {
-    File { digest: Digest, is_executable: bool, stamp: Stamp },
-    Symlink { target: Vec<u8> },
+    File {
+        digest: Digest,
+        is_executable: bool,
+        stamp: Stamp,
+    },
+    Symlink {
+        target: Vec<u8>,
+    },
 }
 
 /// Changes whenever the file does (ctime cannot be set).
@@ -66,26 +72,39 @@ impl Inputs {
             while let Some(path) = paths.get(next.fetch_add(1, Ordering::Relaxed)) {
                 match read_one(&declared.workspace.join(path.as_path()), &mut buffer) {
                     Ok(Some(input)) => {
-                        read.lock().unwrap_or_else(std::sync::PoisonError::into_inner).insert(path.clone(), input);
+                        read.lock()
+                            .unwrap_or_else(std::sync::PoisonError::into_inner)
+                            .insert(path.clone(), input);
                     }
                     Ok(None) => {}
                     Err(error) => {
                         let text = format!("cannot read the input {path}: {error}");
-                        *failure.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(text);
+                        *failure
+                            .lock()
+                            .unwrap_or_else(std::sync::PoisonError::into_inner) = Some(text);
                         return;
                     }
                 }
             }
         };
         std::thread::scope(|scope| {
-            for _ in 1..std::thread::available_parallelism().map_or(1, usize::from).min(8) {
+            for _ in 1..std::thread::available_parallelism()
+                .map_or(1, usize::from)
+                .min(8)
+            {
                 scope.spawn(work);
             }
             work();
         });
-        match failure.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner) {
+        match failure
+            .into_inner()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+        {
             Some(text) => Err(Failure::Usage(text)),
-            None => Ok(Inputs(read.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner))),
+            None => Ok(Inputs(
+                read.into_inner()
+                    .unwrap_or_else(std::sync::PoisonError::into_inner),
+            )),
         }
     }
 
@@ -93,7 +112,11 @@ impl Inputs {
         for (path, input) in &self.0 {
             let name = path.as_bytes();
             match input {
-                Input::File { digest, is_executable, .. } => {
+                Input::File {
+                    digest,
+                    is_executable,
+                    ..
+                } => {
                     let mut value = digest.as_bytes().to_vec();
                     value.push(u8::from(*is_executable));
                     parts.add(Kind::File, name, value);
@@ -122,7 +145,11 @@ impl Inputs {
         for (path, input) in &self.0 {
             let place = declared.workspace.join(path.as_path());
             let is_same = match (fs::symlink_metadata(&place), input) {
-                (Ok(meta), Input::File { stamp, .. }) if meta.is_file() && Stamp::of(&meta) == *stamp => true,
+                (Ok(meta), Input::File { stamp, .. })
+                    if meta.is_file() && Stamp::of(&meta) == *stamp =>
+                {
+                    true
+                }
                 (Ok(_), _) => match read_one(&place, &mut buffer) {
                     Ok(Some(now)) => is_same_content(&now, input),
                     _ => false,
@@ -139,9 +166,18 @@ impl Inputs {
 
 fn is_same_content(one: &Input, other: &Input) -> bool {
     match (one, other) {
-        (Input::File { digest, is_executable, .. }, Input::File { digest: digest2, is_executable: is_executable2, .. }) => {
-            (digest, is_executable) == (digest2, is_executable2)
-        }
+        (
+            Input::File {
+                digest,
+                is_executable,
+                ..
+            },
+            Input::File {
+                digest: digest2,
+                is_executable: is_executable2,
+                ..
+            },
+        ) => (digest, is_executable) == (digest2, is_executable2),
         (one, other) => one == other,
     }
 }
@@ -150,10 +186,16 @@ fn is_same_content(one: &Input, other: &Input) -> bool {
 pub(super) fn hash_file(path: &Path, buffer: &mut [u8]) -> io::Result<(Digest, Metadata)> {
     // A FIFO opened so returns at once, and is refused below.
     let nonblocking = i32::try_from(rustix::fs::OFlags::NONBLOCK.bits()).unwrap_or_default();
-    let mut file = File::options().read(true).custom_flags(nonblocking).open(path)?;
+    let mut file = File::options()
+        .read(true)
+        .custom_flags(nonblocking)
+        .open(path)?;
     let meta = file.metadata()?;
     if !meta.is_file() {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "not a regular file",
+        ));
     }
     let mut hasher = blake3::Hasher::new();
     loop {
@@ -177,14 +219,20 @@ fn read_one(path: &Path, buffer: &mut [u8]) -> io::Result<Option<Input>> {
         Err(error) => return Err(error),
     };
     if meta.is_symlink() {
-        return Ok(Some(Input::Symlink { target: fs::read_link(path)?.as_os_str().as_bytes().to_vec() }));
+        return Ok(Some(Input::Symlink {
+            target: fs::read_link(path)?.as_os_str().as_bytes().to_vec(),
+        }));
     }
     if !meta.is_file() {
         return Ok(None);
     }
     let (digest, meta) = hash_file(path, buffer)?;
     let is_executable = meta.permissions().mode() & 0o111 != 0;
-    Ok(Some(Input::File { digest, is_executable, stamp: Stamp::of(&meta) }))
+    Ok(Some(Input::File {
+        digest,
+        is_executable,
+        stamp: Stamp::of(&meta),
+    }))
 }
 
 /// The paths of all inputs, less outputs and store.
@@ -192,7 +240,13 @@ fn find(declared: &Declared<'_>) -> Result<BTreeSet<OutputPath>, Failure> {
     let filter = Filter::new(declared)?;
     let mut found = BTreeSet::new();
     if declared.inputs.is_empty() {
-        walk(declared.workspace, declared.workspace, true, &filter, &mut found)?;
+        walk(
+            declared.workspace,
+            declared.workspace,
+            true,
+            &filter,
+            &mut found,
+        )?;
         add_tracked(declared.workspace, &filter, &mut found)?;
         return Ok(found);
     }
@@ -201,14 +255,23 @@ fn find(declared: &Declared<'_>) -> Result<BTreeSet<OutputPath>, Failure> {
         if is_pattern(input) && fs::symlink_metadata(&place).is_err() {
             let glob = compile(input)?;
             let mut all = BTreeSet::new();
-            walk(declared.workspace, &start_of(declared.workspace, input), false, &filter, &mut all)?;
+            walk(
+                declared.workspace,
+                &start_of(declared.workspace, input),
+                false,
+                &filter,
+                &mut all,
+            )?;
             let is_match = |path: &OutputPath| {
-                path.as_path().ancestors().any(|ancestor| ancestor != Path::new("") && glob.is_match(ancestor))
+                path.as_path()
+                    .ancestors()
+                    .any(|ancestor| ancestor != Path::new("") && glob.is_match(ancestor))
             };
             found.extend(all.into_iter().filter(is_match));
         } else {
-            let meta = fs::symlink_metadata(&place)
-                .map_err(|error| Failure::Usage(format!("cannot read the input {input}: {error}")))?;
+            let meta = fs::symlink_metadata(&place).map_err(|error| {
+                Failure::Usage(format!("cannot read the input {input}: {error}"))
+            })?;
             if meta.is_dir() {
                 walk(declared.workspace, &place, false, &filter, &mut found)?;
             } else {
@@ -228,18 +291,30 @@ struct Filter {
 
 impl Filter {
     fn new(declared: &Declared<'_>) -> Result<Filter, Failure> {
-        let (patterns, paths): (Vec<&String>, Vec<&String>) =
-            declared.outputs.iter().partition(|output| is_pattern(output));
+        let (patterns, paths): (Vec<&String>, Vec<&String>) = declared
+            .outputs
+            .iter()
+            .partition(|output| is_pattern(output));
         Ok(Filter {
-            outputs: paths.into_iter().map(|path| parse(path)).collect::<Result<_, _>>()?,
-            patterns: patterns.into_iter().map(|pattern| compile(pattern)).collect::<Result<_, _>>()?,
-            store: fs::canonicalize(declared.store).unwrap_or_else(|_| declared.store.to_path_buf()),
+            outputs: paths
+                .into_iter()
+                .map(|path| parse(path))
+                .collect::<Result<_, _>>()?,
+            patterns: patterns
+                .into_iter()
+                .map(|pattern| compile(pattern))
+                .collect::<Result<_, _>>()?,
+            store: fs::canonicalize(declared.store)
+                .unwrap_or_else(|_| declared.store.to_path_buf()),
         })
     }
 
     fn excludes(&self, path: &OutputPath) -> bool {
         self.outputs.iter().any(|output| output.contains(path))
-            || self.patterns.iter().any(|pattern| pattern.is_match(path.as_path()))
+            || self
+                .patterns
+                .iter()
+                .any(|pattern| pattern.is_match(path.as_path()))
     }
 }
 
@@ -271,12 +346,17 @@ fn walk(
         !is_store && !is_git_folder
     });
     for entry in builder.build() {
-        let entry = entry.map_err(|error| Failure::Usage(format!("cannot list the inputs: {error}")))?;
+        let entry =
+            entry.map_err(|error| Failure::Usage(format!("cannot list the inputs: {error}")))?;
         if is_dir(&entry) {
             continue;
         }
-        let Ok(relative) = entry.path().strip_prefix(workspace) else { continue };
-        let Ok(path) = OutputPath::parse(relative) else { continue };
+        let Ok(relative) = entry.path().strip_prefix(workspace) else {
+            continue;
+        };
+        let Ok(path) = OutputPath::parse(relative) else {
+            continue;
+        };
         if !filter.excludes(&path) {
             found.insert(path);
         }
@@ -295,25 +375,36 @@ fn is_store(path: &Path) -> bool {
 }
 
 /// Adds what git tracks, also where an ignore file names it.
-fn add_tracked(workspace: &Path, filter: &Filter, found: &mut BTreeSet<OutputPath>) -> Result<(), Failure> {
-    let Some((top, git)) = find_git(workspace) else { return Ok(()) };
+fn add_tracked(
+    workspace: &Path,
+    filter: &Filter,
+    found: &mut BTreeSet<OutputPath>,
+) -> Result<(), Failure> {
+    let Some((top, git)) = find_git(workspace) else {
+        return Ok(());
+    };
     let index = git.join("index");
     if !index.exists() {
         return Ok(());
     }
-    let unreadable = |text: String| Failure::Usage(format!("cannot read {}: {text}", index.display()));
+    let unreadable =
+        |text: String| Failure::Usage(format!("cannot read {}: {text}", index.display()));
     let options = gix_index::decode::Options::default();
     let file = gix_index::File::at(&index, object_hash(&git), true, options);
     let file = file.map_err(|error| unreadable(error.to_string()))?;
     let prefix = workspace.strip_prefix(&top).unwrap_or(Path::new(""));
     for entry in file.entries() {
         let path = Path::new(std::ffi::OsStr::from_bytes(entry.path(&file)));
-        let Ok(relative) = path.strip_prefix(prefix) else { continue };
+        let Ok(relative) = path.strip_prefix(prefix) else {
+            continue;
+        };
         // A submodule is a directory with a repository of its own.
         if entry.mode == gix_index::entry::Mode::COMMIT {
             continue;
         }
-        let Ok(path) = OutputPath::parse(relative) else { continue };
+        let Ok(path) = OutputPath::parse(relative) else {
+            continue;
+        };
         if !filter.excludes(&path) {
             found.insert(path);
         }
@@ -338,13 +429,20 @@ fn find_git(workspace: &Path) -> Option<(PathBuf, PathBuf)> {
 
 /// Repositories with SHA-256 say so in their configuration.
 fn object_hash(git: &Path) -> gix_index::hash::Kind {
-    let common = fs::read_to_string(git.join("commondir")).map_or(git.to_path_buf(), |text| git.join(text.trim_end()));
-    let config = fs::read_to_string(common.join("config")).unwrap_or_default().to_lowercase();
+    let common = fs::read_to_string(git.join("commondir"))
+        .map_or(git.to_path_buf(), |text| git.join(text.trim_end()));
+    let config = fs::read_to_string(common.join("config"))
+        .unwrap_or_default()
+        .to_lowercase();
     let is_sha256 = config.lines().any(|line| {
         let mut sides = line.split('=').map(str::trim);
         sides.next() == Some("objectformat") && sides.next() == Some("sha256")
     });
-    if is_sha256 { gix_index::hash::Kind::Sha256 } else { gix_index::hash::Kind::Sha1 }
+    if is_sha256 {
+        gix_index::hash::Kind::Sha256
+    } else {
+        gix_index::hash::Kind::Sha1
+    }
 }
 
 /// The directory below which all matches of a pattern lie.
@@ -352,7 +450,11 @@ fn start_of(workspace: &Path, pattern: &str) -> PathBuf {
     let literal = pattern.split('/').take_while(|name| !is_pattern(name));
     let mut start = workspace.to_path_buf();
     start.extend(literal);
-    if start.is_dir() { start } else { workspace.to_path_buf() }
+    if start.is_dir() {
+        start
+    } else {
+        workspace.to_path_buf()
+    }
 }
 
 pub(super) fn is_pattern(text: &str) -> bool {
@@ -361,7 +463,9 @@ pub(super) fn is_pattern(text: &str) -> bool {
 
 fn compile(pattern: &str) -> Result<GlobMatcher, Failure> {
     let glob = GlobBuilder::new(pattern).literal_separator(true).build();
-    Ok(glob.map_err(|error| Failure::Usage(format!("{pattern}: {error}")))?.compile_matcher())
+    Ok(glob
+        .map_err(|error| Failure::Usage(format!("{pattern}: {error}")))?
+        .compile_matcher())
 }
 
 pub(super) fn parse(path: &str) -> Result<OutputPath, Failure> {

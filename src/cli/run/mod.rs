@@ -14,7 +14,9 @@ use super::settings::Settings;
 use super::{Failure, Status, progress};
 use exec::Finished;
 use inputs::{Declared, Inputs, hash_file, is_pattern};
-use larder::{Cache, CacheEntry, Cancel, Error, Hit, OutputDeclaration, OutputPath, TaskDigest, TaskLogs};
+use larder::{
+    Cache, CacheEntry, Cancel, Error, Hit, OutputDeclaration, OutputPath, TaskDigest, TaskLogs,
+};
 use parts::{Kind, Parts};
 use serde_json::json;
 use std::ffi::OsStr;
@@ -54,15 +56,26 @@ struct Plan {
 impl Plan {
     fn make(global: &Global, args: &Run) -> Result<Plan, Failure> {
         let find = |path: &Path| {
-            fs::canonicalize(path).map_err(|error| Failure::Usage(format!("cannot find {}: {error}", path.display())))
+            fs::canonicalize(path)
+                .map_err(|error| Failure::Usage(format!("cannot find {}: {error}", path.display())))
         };
         let directory = find(Path::new("."))?;
-        let workspace = args.workspace.as_deref().map_or(Ok(directory.clone()), find)?;
+        let workspace = args
+            .workspace
+            .as_deref()
+            .map_or(Ok(directory.clone()), find)?;
         if !directory.starts_with(&workspace) {
-            return Err(Failure::Usage("the current directory is not within the workspace".into()));
+            return Err(Failure::Usage(
+                "the current directory is not within the workspace".into(),
+            ));
         }
         let settings = Settings::load(global, Some(&workspace))?;
-        let tidy = |paths: &[String]| paths.iter().map(|path| tidy(path, &workspace)).collect::<Result<Vec<_>, _>>();
+        let tidy = |paths: &[String]| {
+            paths
+                .iter()
+                .map(|path| tidy(path, &workspace))
+                .collect::<Result<Vec<_>, _>>()
+        };
         let (inputs, outputs) = (tidy(&args.inputs)?, tidy(&args.outputs)?);
         let plan = Plan {
             policy: settings.policy(args.policy)?,
@@ -79,7 +92,8 @@ impl Plan {
 
     /// An output must not be, or hold, what the run needs.
     fn check_outputs(&self) -> Result<(), Failure> {
-        let store = std::path::absolute(&self.settings.store).unwrap_or_else(|_| self.settings.store.clone());
+        let store = std::path::absolute(&self.settings.store)
+            .unwrap_or_else(|_| self.settings.store.clone());
         let store = fs::canonicalize(&store).unwrap_or(store);
         let git = self.workspace.join(".git");
         for output in &self.outputs {
@@ -102,7 +116,10 @@ impl Plan {
                 return refuse("is, holds, or lies in .git");
             }
             for input in &self.inputs {
-                let literal: PathBuf = input.split('/').take_while(|name| !is_pattern(name)).collect();
+                let literal: PathBuf = input
+                    .split('/')
+                    .take_while(|name| !is_pattern(name))
+                    .collect();
                 if literal.as_os_str() == path.as_path() || literal.starts_with(path.as_path()) {
                     return refuse(&format!("is, or holds, the input {input}"));
                 }
@@ -146,11 +163,20 @@ impl Plan {
         }
         let program = find_program(&args.command[0], &self.directory)?;
         let hashed = hash_file(&program, &mut vec![0; 128 * 1024]);
-        let (digest, _) = hashed.map_err(|error| Trouble::Cache(format!("cannot read {}: {error}", program.display())))?;
+        let (digest, _) = hashed.map_err(|error| {
+            Trouble::Cache(format!("cannot read {}: {error}", program.display()))
+        })?;
         parts.add(Kind::Executable, "", digest.as_bytes());
-        let directory = self.directory.strip_prefix(&self.workspace).unwrap_or(Path::new(""));
+        let directory = self
+            .directory
+            .strip_prefix(&self.workspace)
+            .unwrap_or(Path::new(""));
         parts.add(Kind::WorkingDirectory, "", directory.as_os_str().as_bytes());
-        parts.add(Kind::Platform, "", format!("{}-{}", std::env::consts::OS, std::env::consts::ARCH));
+        parts.add(
+            Kind::Platform,
+            "",
+            format!("{}-{}", std::env::consts::OS, std::env::consts::ARCH),
+        );
         let mut variables = args.variables.clone();
         variables.sort();
         variables.dedup();
@@ -172,7 +198,13 @@ impl Plan {
         inputs.add_to(&mut parts);
         let key = parts.key();
         let task = TaskDigest::derive("", &key).map_err(|error| Trouble::Cache(chain(&error)))?;
-        Ok(Keyed { description: parts.describe(&cache.secret_key()), cache, inputs, key, task })
+        Ok(Keyed {
+            description: parts.describe(&cache.secret_key()),
+            cache,
+            inputs,
+            key,
+            task,
+        })
     }
 
     fn declared(&self) -> Declared<'_> {
@@ -186,17 +218,34 @@ impl Plan {
 
     /// What a tool says of itself: a rustup shim never changes, the toolchain behind it does.
     fn ask_tool(&self, tool: &str) -> Result<larder::Digest, Trouble> {
-        let said = Command::new("sh").arg("-c").arg(tool).current_dir(&self.directory).stdin(Stdio::null()).output();
-        let said = said.map_err(|error| Trouble::Cache(format!("cannot ask the tool '{tool}': {error}")))?;
+        let said = Command::new("sh")
+            .arg("-c")
+            .arg(tool)
+            .current_dir(&self.directory)
+            .stdin(Stdio::null())
+            .output();
+        let said =
+            said.map_err(|error| Trouble::Cache(format!("cannot ask the tool '{tool}': {error}")))?;
         if !said.status.success() {
-            return Err(Trouble::Cache(format!("the tool '{tool}' failed with {}", said.status)));
+            return Err(Trouble::Cache(format!(
+                "the tool '{tool}' failed with {}",
+                said.status
+            )));
         }
         let length = (said.stdout.len() as u64).to_le_bytes();
-        Ok(larder::Digest::of(&[&length[..], &said.stdout, &said.stderr].concat()))
+        Ok(larder::Digest::of(
+            &[&length[..], &said.stdout, &said.stderr].concat(),
+        ))
     }
 
     fn run_cached(&self, args: &Run, keyed: &Keyed, printer: &Printer) -> ExitCode {
-        printer.detail(|| format!("key {} over {} inputs", keyed.key, count(keyed.inputs.len() as u64)));
+        printer.detail(|| {
+            format!(
+                "key {} over {} inputs",
+                keyed.key,
+                count(keyed.inputs.len() as u64)
+            )
+        });
         if self.policy != Policy::Writeonly {
             match self.try_hit(args, keyed, printer) {
                 Ok(Some(status)) => {
@@ -204,12 +253,17 @@ impl Plan {
                     return ExitCode::from(status);
                 }
                 Ok(None) => {}
-                Err(error) => printer.warn(&format!("the entry cannot be restored: {}", chain(&error))),
+                Err(error) => {
+                    printer.warn(&format!("the entry cannot be restored: {}", chain(&error)))
+                }
             }
         }
         if args.clean {
-            let declared: Vec<OutputDeclaration> = self.outputs.iter().map(OutputDeclaration::new).collect();
-            if let Err(error) = larder::remove_outputs(&self.workspace, &declared, &self.settings.store) {
+            let declared: Vec<OutputDeclaration> =
+                self.outputs.iter().map(OutputDeclaration::new).collect();
+            if let Err(error) =
+                larder::remove_outputs(&self.workspace, &declared, &self.settings.store)
+            {
                 printer.error(&error);
                 return Status::Usage.into();
             }
@@ -251,25 +305,38 @@ impl Plan {
     /// Brings a stored result back. `None` if there is none that will do.
     fn try_hit(&self, args: &Run, keyed: &Keyed, printer: &Printer) -> Result<Option<u8>, Error> {
         let started = Instant::now();
-        let Some(hit) = keyed.cache.lookup(&keyed.task)? else { return Ok(None) };
+        let Some(hit) = keyed.cache.lookup(&keyed.task)? else {
+            return Ok(None);
+        };
         // A failure that was stored answers only those who asked for failures.
         if hit.exit_code != 0 && !args.cache_failures {
             return Ok(None);
         }
         let cancel = Cancel::new();
         // Logs first: if they are damaged the workspace has not been touched.
-        let Some(logs) = keyed.cache.logs(&keyed.task)? else { return Ok(None) };
+        let Some(logs) = keyed.cache.logs(&keyed.task)? else {
+            return Ok(None);
+        };
         let restored = progress::counting(printer, "restoring", &cancel, || {
-            keyed.cache.restore(&keyed.task, &self.workspace, self.restore_options, &cancel)
+            keyed
+                .cache
+                .restore(&keyed.task, &self.workspace, self.restore_options, &cancel)
         })?;
-        let Some(restored) = restored else { return Ok(None) };
+        let Some(restored) = restored else {
+            return Ok(None);
+        };
         let status = exec::replay_as(&logs, hit.exit_code);
         report_hit(keyed, &hit, &restored, started.elapsed(), printer);
         Ok(Some(status))
     }
 
     /// Stores what a command left, or says why not.
-    fn try_store(&self, args: &Run, keyed: &Keyed, finished: &Finished) -> Result<larder::Stored, String> {
+    fn try_store(
+        &self,
+        args: &Run,
+        keyed: &Keyed,
+        finished: &Finished,
+    ) -> Result<larder::Stored, String> {
         let code = finished.status.code();
         if let Some(objection) = finished.objection {
             return Err(objection.to_owned());
@@ -277,25 +344,43 @@ impl Plan {
         let Some(code) = code.filter(|code| *code == 0 || args.cache_failures) else {
             return Err(format!("the command failed with {}", finished.status));
         };
-        let change = keyed.inputs.first_change(&self.declared()).map_err(|error| chain(&error))?;
+        let change = keyed
+            .inputs
+            .first_change(&self.declared())
+            .map_err(|error| chain(&error))?;
         if let Some(change) = change {
             return Err(format!("the input {change} while the command ran"));
         }
-        let declared: Vec<OutputDeclaration> = self.outputs.iter().map(OutputDeclaration::new).collect();
-        let entry = CacheEntry::capture(&self.workspace, &declared).map_err(|error| chain(&error))?;
-        let TaskLogs { stdout, stderr, order, .. } = &finished.logs;
-        let mut entry =
-            entry.with_stdout(stdout).with_stderr(stderr).with_result(code, millis(finished.took));
+        let declared: Vec<OutputDeclaration> =
+            self.outputs.iter().map(OutputDeclaration::new).collect();
+        let entry =
+            CacheEntry::capture(&self.workspace, &declared).map_err(|error| chain(&error))?;
+        let TaskLogs {
+            stdout,
+            stderr,
+            order,
+            ..
+        } = &finished.logs;
+        let mut entry = entry
+            .with_stdout(stdout)
+            .with_stderr(stderr)
+            .with_result(code, millis(finished.took));
         entry.log_order.clone_from(order);
         entry.key_parts = Some(keyed.description.as_slice().into());
-        keyed.cache.store(&keyed.task, &entry, &Cancel::new()).map_err(|error| chain(&error))
+        keyed
+            .cache
+            .store(&keyed.task, &entry, &Cancel::new())
+            .map_err(|error| chain(&error))
     }
 
     /// Runs the command as if there were no larder.
     fn run_uncached(&self, args: &Run, stdin: Stdio, printer: &Printer) -> ExitCode {
         if args.clean {
-            let declared: Vec<OutputDeclaration> = self.outputs.iter().map(OutputDeclaration::new).collect();
-            if let Err(error) = larder::remove_outputs(&self.workspace, &declared, &self.settings.store) {
+            let declared: Vec<OutputDeclaration> =
+                self.outputs.iter().map(OutputDeclaration::new).collect();
+            if let Err(error) =
+                larder::remove_outputs(&self.workspace, &declared, &self.settings.store)
+            {
                 printer.error(&error);
                 return Status::Usage.into();
             }
@@ -326,10 +411,23 @@ enum Trouble {
     Command(String, u8),
 }
 
-fn report_hit(keyed: &Keyed, hit: &Hit, restored: &larder::Restored, took: Duration, printer: &Printer) {
+fn report_hit(
+    keyed: &Keyed,
+    hit: &Hit,
+    restored: &larder::Restored,
+    took: Duration,
+    printer: &Printer,
+) {
     let saved = Duration::from_millis(hit.duration_ms).saturating_sub(took);
     printer.report(
-        || format!("hit {}… · {} · {} saved", &keyed.key[..6], words(restored, took), duration(saved)),
+        || {
+            format!(
+                "hit {}… · {} · {} saved",
+                &keyed.key[..6],
+                words(restored, took),
+                duration(saved)
+            )
+        },
         || {
             let mut report = object(restored, took);
             report["result"] = json!("hit");
@@ -348,20 +446,37 @@ fn millis(duration: Duration) -> u64 {
 fn cannot_run(program: &OsStr, error: &io::Error, printer: &Printer) -> ExitCode {
     printer.warn(&format!("cannot run {}: {error}", program.display()));
     let is_missing = error.kind() == io::ErrorKind::NotFound;
-    ExitCode::from(if is_missing { NOT_FOUND } else { NOT_EXECUTABLE })
+    ExitCode::from(if is_missing {
+        NOT_FOUND
+    } else {
+        NOT_EXECUTABLE
+    })
 }
 
 /// The file that the system would run: by `PATH`, unless the name has a slash.
 fn find_program(name: &OsStr, directory: &Path) -> Result<PathBuf, Trouble> {
-    let is_program =
-        |path: &Path| fs::metadata(path).is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0);
-    let missing = || Trouble::Command(format!("cannot run {}: there is no such program", name.display()), NOT_FOUND);
+    let is_program = |path: &Path| {
+        fs::metadata(path)
+            .is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
+    };
+    let missing = || {
+        Trouble::Command(
+            format!("cannot run {}: there is no such program", name.display()),
+            NOT_FOUND,
+        )
+    };
     if name.as_bytes().contains(&b'/') {
         let path = directory.join(name);
-        return if is_program(&path) { Ok(path) } else { Err(missing()) };
+        return if is_program(&path) {
+            Ok(path)
+        } else {
+            Err(missing())
+        };
     }
     let path = std::env::var_os("PATH").unwrap_or_default();
-    let found = std::env::split_paths(&path).map(|folder| directory.join(folder).join(name)).find(|path| is_program(path));
+    let found = std::env::split_paths(&path)
+        .map(|folder| directory.join(folder).join(name))
+        .find(|path| is_program(path));
     found.ok_or_else(missing)
 }
 
@@ -370,7 +485,11 @@ fn tidy(path: &str, workspace: &Path) -> Result<String, Failure> {
     let refuse = |what: &str| Err(Failure::Usage(format!("{path} {what}")));
     let absolute = Path::new(path).is_absolute();
     let relative = if absolute {
-        match Path::new(path).strip_prefix(workspace).ok().and_then(Path::to_str) {
+        match Path::new(path)
+            .strip_prefix(workspace)
+            .ok()
+            .and_then(Path::to_str)
+        {
             Some(relative) => relative,
             None => return refuse("is not within the workspace"),
         }

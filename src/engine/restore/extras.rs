@@ -34,7 +34,13 @@ impl Search<'_> {
         Ok(extras)
     }
 
-    fn walk(&self, dir: &Dir, at: Option<&OutputPath>, is_owned: bool, extras: &mut Vec<OutputPath>) -> Result<()> {
+    fn walk(
+        &self,
+        dir: &Dir,
+        at: Option<&OutputPath>,
+        is_owned: bool,
+        extras: &mut Vec<OutputPath>,
+    ) -> Result<()> {
         let here = || at.map_or(Path::new("."), OutputPath::as_path);
         for (name, kind) in dir.entries().context("list", here)? {
             if is_scratch(&name) || (kind == FileKind::Directory && is_store(dir, &name)) {
@@ -49,7 +55,8 @@ impl Search<'_> {
                 continue;
             }
             let is_owned = is_owned || self.glob.is_match(path.as_path());
-            let is_needed = !self.manifest.nodes_below(&path).is_empty() || self.workspace.holds_store(&path);
+            let is_needed =
+                !self.manifest.nodes_below(&path).is_empty() || self.workspace.holds_store(&path);
             if is_owned && !is_needed {
                 extras.push(path);
             } else if kind == FileKind::Directory {

@@ -40,9 +40,18 @@ pub(super) struct FileNode<'m> {
 impl<'m> FileNode<'m> {
     pub(super) fn of(node: &'m Node) -> Option<FileNode<'m>> {
         match node.kind {
-            NodeKind::File { digest, size_bytes, mode, modified } => {
-                Some(FileNode { node, digest, size_bytes, mode, modified })
-            }
+            NodeKind::File {
+                digest,
+                size_bytes,
+                mode,
+                modified,
+            } => Some(FileNode {
+                node,
+                digest,
+                size_bytes,
+                mode,
+                modified,
+            }),
             _ => None,
         }
     }
@@ -73,7 +82,11 @@ impl Way {
 
     fn refuse(&self, error: &io::Error) -> CopyReason {
         let is_other = disk::is_cross_device(error);
-        let reason = if is_other { CopyReason::OtherFilesystem } else { CopyReason::Unsupported };
+        let reason = if is_other {
+            CopyReason::OtherFilesystem
+        } else {
+            CopyReason::Unsupported
+        };
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason);
         reason
     }
@@ -158,12 +171,18 @@ impl<'a> Materializer<'a> {
         }
         let stat = self.prove(file)?;
         if self.options.mtime_mode == MtimeMode::Recorded
-            && file.modified.is_some_and(|modified| modified != stat.modified)
+            && file
+                .modified
+                .is_some_and(|modified| modified != stat.modified)
         {
             return Ok(Some(CopyReason::ModificationTime));
         }
         // A time of whole seconds is most likely of a filesystem that keeps no others.
-        let grain = if stat.modified.nanoseconds == 0 { 2_000_000_000 } else { YOUNG_NANOSECONDS };
+        let grain = if stat.modified.nanoseconds == 0 {
+            2_000_000_000
+        } else {
+            YOUNG_NANOSECONDS
+        };
         if disk::now().nanoseconds_since(stat.modified) < grain {
             return Ok(Some(CopyReason::Young));
         }
@@ -212,7 +231,13 @@ impl<'a> Materializer<'a> {
         Ok(None)
     }
 
-    fn copy(&self, file: &FileNode<'_>, dir: &Dir, name: &OsStr, buffer: &mut Vec<u8>) -> Result<()> {
+    fn copy(
+        &self,
+        file: &FileNode<'_>,
+        dir: &Dir,
+        name: &OsStr,
+        buffer: &mut Vec<u8>,
+    ) -> Result<()> {
         if file.size_bytes == 0 {
             let target = create(file, dir, name)?;
             return self.finish(file, &target);
@@ -220,27 +245,39 @@ impl<'a> Materializer<'a> {
         let blob = self.open(file)?;
         let actual = if file.size_bytes <= MEMORY_BYTES_MAX {
             match disk::read_exactly(&blob.file, file.size_bytes as usize, buffer) {
-                Err(error) if disk::is_unreadable(&error) => return Err(self.damaged(file, None, &blob)),
+                Err(error) if disk::is_unreadable(&error) => {
+                    return Err(self.damaged(file, None, &blob));
+                }
                 read => read.context("read", || self.blob_path(file))?,
             }
             let actual = Digest::of(buffer);
             if actual == file.digest {
                 let mut target = create(file, dir, name)?;
-                target.write_all(buffer).context("write", || &file.node.path)?;
+                target
+                    .write_all(buffer)
+                    .context("write", || &file.node.path)?;
                 self.finish(file, &target)?;
             }
             actual
         } else {
             let mut target = create(file, dir, name)?;
-            let copied = disk::copy_hashing(&blob.file, &mut target, &blob.stat, &|| !self.cancel.is_cancelled());
+            let copied = disk::copy_hashing(&blob.file, &mut target, &blob.stat, &|| {
+                !self.cancel.is_cancelled()
+            });
             let actual = match copied {
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => return Err(Error::Cancelled),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {
+                    return Err(Error::Cancelled);
+                }
                 copied => copied.context("copy to", || &file.node.path)?,
             };
             self.finish(file, &target)?;
             actual
         };
-        if actual == file.digest { Ok(()) } else { Err(self.damaged(file, Some(actual), &blob)) }
+        if actual == file.digest {
+            Ok(())
+        } else {
+            Err(self.damaged(file, Some(actual), &blob))
+        }
     }
 
     /// Gives a private file its mode and time.
@@ -258,12 +295,19 @@ impl<'a> Materializer<'a> {
     pub(super) fn prove(&self, file: &FileNode<'_>) -> Result<FileStat> {
         let mode = blob_mode(file.mode);
         let level = self.options.verify_level;
-        match self.cache.inner.blobs.prove(&file.digest, mode, level, &|| !self.cancel.is_cancelled())? {
+        match self
+            .cache
+            .inner
+            .blobs
+            .prove(&file.digest, mode, level, &|| !self.cancel.is_cancelled())?
+        {
             Proof::Intact(stat) => Ok(stat),
             Proof::Missing => Err(self.missing(file)),
-            Proof::Damaged { actual } => {
-                Err(Error::Damaged { path: self.blob_path(file), expected: file.digest, actual })
-            }
+            Proof::Damaged { actual } => Err(Error::Damaged {
+                path: self.blob_path(file),
+                expected: file.digest,
+                actual,
+            }),
         }
     }
 
@@ -295,19 +339,35 @@ impl<'a> Materializer<'a> {
     }
 
     fn missing(&self, file: &FileNode<'_>) -> Error {
-        Error::Damaged { path: self.blob_path(file), expected: file.digest, actual: None }
+        Error::Damaged {
+            path: self.blob_path(file),
+            expected: file.digest,
+            actual: None,
+        }
     }
 
     fn damaged(&self, file: &FileNode<'_>, actual: Option<Digest>, blob: &OpenBlob) -> Error {
         let judged = Some(blob.stat.inode);
-        match self.cache.inner.blobs.quarantine(&file.digest, blob_mode(file.mode), judged) {
-            Ok(()) => Error::Damaged { path: self.blob_path(file), expected: file.digest, actual },
+        match self
+            .cache
+            .inner
+            .blobs
+            .quarantine(&file.digest, blob_mode(file.mode), judged)
+        {
+            Ok(()) => Error::Damaged {
+                path: self.blob_path(file),
+                expected: file.digest,
+                actual,
+            },
             Err(error) => error,
         }
     }
 
     fn blob_path(&self, file: &FileNode<'_>) -> std::path::PathBuf {
-        self.cache.inner.blobs.blob_path(&file.digest, blob_mode(file.mode))
+        self.cache
+            .inner
+            .blobs
+            .blob_path(&file.digest, blob_mode(file.mode))
     }
 }
 

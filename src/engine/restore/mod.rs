@@ -58,16 +58,21 @@ impl Cache {
         cancel: &Cancel,
     ) -> Result<Option<Restored>> {
         cancel.check()?;
-        let Some((mut manifest, mut stat)) = self.read_manifest(task)? else { return Ok(None) };
+        let Some((mut manifest, mut stat)) = self.read_manifest(task)? else {
+            return Ok(None);
+        };
         std::fs::create_dir_all(workspace).context("make the workspace", || workspace)?;
-        let canonical = std::fs::canonicalize(workspace).context("find the workspace", || workspace)?;
+        let canonical =
+            std::fs::canonicalize(workspace).context("find the workspace", || workspace)?;
         // While we wait for the lease the entry may be replaced, by one with other roots.
         let _lease = loop {
             let lease = self.lease(&canonical, &manifest.roots, LockMode::Exclusive, cancel)?;
             if self.is_manifest(task, stat.stamp())? {
                 break lease;
             }
-            let Some(now) = self.read_manifest(task)? else { return Ok(None) };
+            let Some(now) = self.read_manifest(task)? else {
+                return Ok(None);
+            };
             (manifest, stat) = now;
         };
         self.inner.blobs.refresh();
@@ -75,8 +80,12 @@ impl Cache {
         let dir = dir.context("open the workspace", || workspace)?;
         let counters = Counters::default();
         let materializer = Materializer::new(self, options, &counters, cancel);
-        let store = std::fs::canonicalize(&self.inner.path).unwrap_or_else(|_| self.inner.path.clone());
-        let place = Workspace { dir: &dir, store: store.strip_prefix(&canonical).ok() };
+        let store =
+            std::fs::canonicalize(&self.inner.path).unwrap_or_else(|_| self.inner.path.clone());
+        let place = Workspace {
+            dir: &dir,
+            store: store.strip_prefix(&canonical).ok(),
+        };
         let restored = Plan::make(place, &manifest, &materializer)
             .and_then(|plan| Stage::make(plan, &materializer))
             .and_then(|stage| stage.apply(&materializer));

@@ -30,7 +30,11 @@ struct Made {
 
 impl Scratch {
     pub(super) fn new(anchors: Vec<(Dir, PathBuf)>) -> Scratch {
-        Scratch { anchors, made: OnceLock::new(), counter: AtomicU64::new(0) }
+        Scratch {
+            anchors,
+            made: OnceLock::new(),
+            counter: AtomicU64::new(0),
+        }
     }
 
     /// The private directory, made if need be.
@@ -47,7 +51,10 @@ impl Scratch {
 
     /// A name that nobody uses in [`Scratch::dir`].
     pub(super) fn new_name(&self) -> OsString {
-        self.counter.fetch_add(1, Ordering::Relaxed).to_string().into()
+        self.counter
+            .fetch_add(1, Ordering::Relaxed)
+            .to_string()
+            .into()
     }
 
     /// Moves `name` of `dir` in here, to be removed at the end. Nothing to do if it is gone.
@@ -71,14 +78,21 @@ impl Scratch {
         let mut refused = None;
         for (index, (anchor, path)) in self.anchors.iter().enumerate() {
             match make_in(anchor) {
-                Ok(claim) => return Ok(Made { anchor: index, claim }),
+                Ok(claim) => {
+                    return Ok(Made {
+                        anchor: index,
+                        claim,
+                    });
+                }
                 Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
                     refused = Some(Err(error).context("make a private directory in", || path));
                 }
                 Err(error) => return Err(error).context("make a private directory in", || path),
             }
         }
-        refused.unwrap_or_else(|| Err(io::ErrorKind::NotFound.into()).context("find the workspace", || "."))
+        refused.unwrap_or_else(|| {
+            Err(io::ErrorKind::NotFound.into()).context("find the workspace", || ".")
+        })
     }
 }
 
@@ -102,5 +116,6 @@ impl Drop for Scratch {
 
 /// Whether a name is one of ours.
 pub(super) fn is_scratch(name: &OsStr) -> bool {
-    name.as_bytes().starts_with(layout::RESTORE_PREFIX.as_bytes())
+    name.as_bytes()
+        .starts_with(layout::RESTORE_PREFIX.as_bytes())
 }
