@@ -30,17 +30,12 @@ impl Store {
         let task = TaskDigest::derive("", "a task that only prints").expect("a good key");
         let entry = CacheEntry::new(0, 15).with_stdout("done\n");
         cache.store(&task, &entry, &Cancel::new()).expect("stored");
-        Store {
-            cache,
-            _place: place,
-        }
+        Store { cache, _place: place }
     }
 
     fn store(&self, tree: &Tree) -> Stored {
         let task = TaskDigest::derive("", "tree").expect("a good key");
-        self.cache
-            .store(&task, &tree.capture(), &Cancel::new())
-            .expect("the tree can be stored")
+        self.cache.store(&task, &tree.capture(), &Cancel::new()).expect("the tree can be stored")
     }
 }
 
@@ -56,11 +51,7 @@ fn ingest(criterion: &mut Criterion) {
                 let stored = store.store(&tree);
                 (stored, store)
             };
-            bencher.iter_batched(
-                || Store::new(durability),
-                store_unknown,
-                BatchSize::PerIteration,
-            );
+            bencher.iter_batched(|| Store::new(durability), store_unknown, BatchSize::PerIteration);
         });
         let id = BenchmarkId::new("floor: walk, read, blake3, write, rename", &setting);
         group.bench_function(id, |bencher| {

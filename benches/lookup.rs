@@ -27,9 +27,8 @@ fn lookup(criterion: &mut Criterion) {
     let keys: Vec<String> = (0..TASKS).map(|index| format!("stored {index}")).collect();
     let derive = |key: &String| TaskDigest::derive("", key).expect("a good key");
     let stored: Vec<TaskDigest> = keys.iter().map(derive).collect();
-    let absent: Vec<TaskDigest> = (0..TASKS)
-        .map(|index| derive(&format!("absent {index}")))
-        .collect();
+    let absent: Vec<TaskDigest> =
+        (0..TASKS).map(|index| derive(&format!("absent {index}"))).collect();
     for task in &stored {
         let entry = CacheEntry::new(0, 41_200).with_stdout("done\n");
         cache.store(task, &entry, &Cancel::new()).expect("stored");
@@ -40,10 +39,7 @@ fn lookup(criterion: &mut Criterion) {
     for (name, tasks, is_stored) in [("hit", &stored, true), ("miss", &absent, false)] {
         let is_hit =
             |task: &TaskDigest| cache.lookup(task).expect("the store can be read").is_some();
-        assert!(
-            tasks.iter().all(|task| is_hit(task) == is_stored),
-            "each lookup is a {name}"
-        );
+        assert!(tasks.iter().all(|task| is_hit(task) == is_stored), "each lookup is a {name}");
         let mut next = tasks.iter().cycle();
         group.bench_function(BenchmarkId::new(name, &setting), |bencher| {
             bencher.iter(|| cache.lookup(next.next().expect("a cycle has no end")));
@@ -63,10 +59,7 @@ fn lookup(criterion: &mut Criterion) {
                 for _ in 0..iterations {
                     let key = next.next().expect("a cycle has no end");
                     let found = backend.check(&task, key, CachePolicy::Normal).await;
-                    assert!(
-                        black_box(found).expect("the store can be read").hit,
-                        "it was stored"
-                    );
+                    assert!(black_box(found).expect("the store can be read").hit, "it was stored");
                 }
                 start.elapsed()
             })
@@ -83,10 +76,7 @@ fn lookup(criterion: &mut Criterion) {
     }
     let folder = File::open(&files).expect("made above");
     let setting = format!("{TASKS} files");
-    for (name, names) in [
-        ("floor: stat, there", &there),
-        ("floor: stat, missing", &missing),
-    ] {
+    for (name, names) in [("floor: stat, there", &there), ("floor: stat, missing", &missing)] {
         let mut next = names.iter().cycle();
         group.bench_function(BenchmarkId::new(name, &setting), |bencher| {
             bencher.iter(|| {

@@ -52,9 +52,8 @@ fn restore(criterion: &mut Criterion) {
     group.sampling_mode(SamplingMode::Flat);
     group.measurement_time(common::TREE_TIME);
     for (link_mode, mtime_mode) in OPTIONS {
-        let options = RestoreOptions::default()
-            .with_link_mode(link_mode)
-            .with_mtime_mode(mtime_mode);
+        let options =
+            RestoreOptions::default().with_link_mode(link_mode).with_mtime_mode(mtime_mode);
         let restored = common::place();
         let done = describe(&restore_to(restored.path(), options));
         let name = format!("{link_mode}, mtime {mtime_mode}");
@@ -66,9 +65,8 @@ fn restore(criterion: &mut Criterion) {
         });
     }
     for &(link_mode, mtime_mode) in &OPTIONS[..2] {
-        let options = RestoreOptions::default()
-            .with_link_mode(link_mode)
-            .with_mtime_mode(mtime_mode);
+        let options =
+            RestoreOptions::default().with_link_mode(link_mode).with_mtime_mode(mtime_mode);
         let present = common::place();
         restore_to(present.path(), options);
         let done = describe(&restore_to(present.path(), options));
@@ -135,9 +133,7 @@ fn describe(restored: &Restored) -> String {
         (restored.copied, "copied"),
     ];
     let taken = ways.iter().filter(|(counts, _)| counts.files > 0);
-    let words: Vec<String> = taken
-        .map(|(counts, way)| format!("{} {way}", counts.files))
-        .collect();
+    let words: Vec<String> = taken.map(|(counts, way)| format!("{} {way}", counts.files)).collect();
     words.join(", ")
 }
 

@@ -17,7 +17,7 @@ use larder::{
     OutputContent, OutputDeclaration,
 };
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
 use std::time::Instant;
@@ -38,6 +38,8 @@ const SAMPLE: &str = r#"{"tasks": [
 ]}"#;
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
+/// What was done with a task, a remark on it, and its digest.
+type Told = (&'static str, String, String);
 
 /// The part of a runner's document that matters here.
 #[derive(serde::Deserialize)]
@@ -47,166 +49,137 @@ struct Pipeline {
 
 #[tokio::main]
 async fn main() -> Result<(), Failure> {
-    if let Some(tasks) = env::args_os().nth(1) {
-        let store = env::args_os()
-            .nth(2)
-            .ok_or("usage: scheduler [TASKS.json STORE]")?;
-        return run_all(
-            &fs::read_to_string(tasks)?,
-            store.as_ref(),
-            &env::current_dir()?,
-        )
-        .await;
+    let arguments: Vec<_> = env::args_os().skip(1).collect();
+    match arguments.as_slice() {
+        [] => sample().await,
+        [tasks, store] => {
+            let scheduler = Scheduler::new(store.as_ref(), env::current_dir()?)?;
+            scheduler.run_all(&fs::read_to_string(tasks)?).await
+        }
+        _ => Err("usage: scheduler [TASKS.json STORE]".into()),
     }
+}
+
+/// Runs the sample, removes what it made, and runs it once more.
+async fn sample() -> Result<(), Failure> {
     let folder = tempfile::tempdir()?;
-    let (store, workspace) = (folder.path().join("store"), folder.path().join("workspace"));
+    let workspace = folder.path().join("workspace");
     fs::create_dir_all(workspace.join("src"))?;
     fs::write(workspace.join("src/fruit.txt"), "quinces\npears\napples\n")?;
-    run_all(SAMPLE, &store, &workspace).await?;
+    let scheduler = Scheduler::new(&folder.path().join("store"), workspace)?;
+    scheduler.run_all(SAMPLE).await?;
     println!("once more, without the outputs:");
-    fs::remove_dir_all(workspace.join("out"))?;
-    run_all(SAMPLE, &store, &workspace).await
+    fs::remove_dir_all(scheduler.workspace.join("out"))?;
+    scheduler.run_all(SAMPLE).await
 }
 
-/// Runs all tasks in the order of their dependencies.
-async fn run_all(json: &str, store: &Path, workspace: &Path) -> Result<(), Failure> {
-    let cache: Arc<dyn CacheBackend> =
-        Arc::new(LocalBackend::open(store, CacheOptions::default())?);
-    let mut waiting = serde_json::from_str::<Pipeline>(json)?.tasks;
-    let total = waiting.len();
-    // The digests of the tasks that succeeded, by their ids.
-    let mut done: BTreeMap<String, String> = BTreeMap::new();
-    let mut running = JoinSet::new();
-    loop {
-        let ready = waiting
-            .iter()
-            .position(|task| task.depends_on.iter().all(|id| done.contains_key(id)));
-        if let Some(position) = ready.filter(|_| running.len() < WORKERS) {
-            let task = waiting.remove(position);
-            let needed = task.depends_on.iter().map(|id| done[id].clone()).collect();
-            let (cache, workspace) = (Arc::clone(&cache), workspace.into());
-            running.spawn(
-                Job {
-                    task,
-                    needed,
-                    cache,
-                    workspace,
-                }
-                .run(),
-            );
-        } else if let Some(finished) = running.join_next().await {
-            done.extend(finished?);
-        } else {
-            break;
+struct Scheduler {
+    cache: Arc<dyn CacheBackend>,
+    workspace: PathBuf,
+}
+
+impl Scheduler {
+    fn new(store: &Path, workspace: PathBuf) -> Result<Arc<Scheduler>, Failure> {
+        let cache = Arc::new(LocalBackend::open(store, CacheOptions::default())?);
+        Ok(Arc::new(Scheduler { cache, workspace }))
+    }
+
+    /// Runs all tasks in the order of their dependencies.
+    async fn run_all(self: &Arc<Scheduler>, json: &str) -> Result<(), Failure> {
+        let mut waiting = serde_json::from_str::<Pipeline>(json)?.tasks;
+        let total = waiting.len();
+        // The digests of the tasks that succeeded, by their ids.
+        let mut done: BTreeMap<String, String> = BTreeMap::new();
+        let mut running = JoinSet::new();
+        loop {
+            let is_ready = |task: &IRTask| task.depends_on.iter().all(|id| done.contains_key(id));
+            let ready = waiting.iter().position(is_ready);
+            if let Some(position) = ready.filter(|_| running.len() < WORKERS) {
+                let task = waiting.remove(position);
+                let needed = task.depends_on.iter().map(|id| done[id].clone()).collect();
+                running.spawn(Arc::clone(self).run(task, needed));
+            } else if let Some(finished) = running.join_next().await {
+                done.extend(finished?);
+            } else if done.len() == total {
+                return Ok(());
+            } else {
+                // Some failed, or wait for others that failed, do not exist, or wait for them.
+                return Err(format!("{} of {total} tasks done", done.len()).into());
+            }
         }
     }
-    // Some failed, or wait for tasks that failed, do not exist, or wait for them.
-    if done.len() == total {
-        Ok(())
-    } else {
-        Err(format!("{} of {total} tasks done", done.len()).into())
-    }
-}
 
-/// One task, the digests of the tasks that it needed, and where it runs.
-struct Job {
-    task: IRTask,
-    needed: Vec<String>,
-    cache: Arc<dyn CacheBackend>,
-    workspace: Box<Path>,
-}
-
-impl Job {
-    /// Runs the task or brings its result back, and prints a line. If it succeeded: id and digest.
-    async fn run(self) -> Option<(String, String)> {
+    /// Runs a task or brings its result back, and prints a line. If it succeeded: id and digest.
+    async fn run(self: Arc<Self>, task: IRTask, needed: Vec<String>) -> Option<(String, String)> {
         let started = Instant::now();
-        let result = self.hit_or_run().await;
-        let told = result
-            .as_ref()
-            .map(|(word, remark, _)| (*word, remark.clone()));
-        let (word, remark) = told.unwrap_or_else(|error| ("fail", error.to_string()));
-        println!(
-            "{word:4} {:8} {:>8.1?}  {remark}",
-            self.task.id,
-            started.elapsed()
-        );
-        result.ok().map(|(_, _, digest)| (self.task.id, digest))
+        let (word, remark, digest) = match self.hit_or_run(&task, &needed).await {
+            Ok((word, remark, digest)) => (word, remark, Some(digest)),
+            Err(error) => ("fail", error.to_string(), None),
+        };
+        let took = started.elapsed();
+        println!("{word:4} {:8} {took:>8.1?}  {remark}", task.id);
+        Some((task.id, digest?))
     }
 
-    /// What was done, a remark on it, and the task's digest.
-    async fn hit_or_run(&self) -> Result<(&'static str, String, String), Failure> {
-        let digest = block_in_place(|| self.digest())?;
+    /// Brings a task's result back, or runs its command and stores what it left.
+    async fn hit_or_run(&self, task: &IRTask, needed: &[String]) -> Result<Told, Failure> {
+        let digest = block_in_place(|| self.digest(task, needed))?;
         let mut remarks = Vec::new();
-        match self.bring_back(&digest).await {
+        match self.bring_back(task, &digest).await {
             Ok(Some(remark)) => return Ok(("hit", remark, digest)),
             Ok(None) => {}
-            Err(error) if error.allows_uncached_run() => {
-                remarks.push(format!("without the cache: {error}"))
-            }
+            Err(error) if error.allows_uncached_run() => remarks.push(format!("cache: {error}")),
             Err(error) => return Err(error.into()),
         }
         let started = Instant::now();
-        let output = block_in_place(|| self.execute())?;
+        let output = block_in_place(|| self.execute(task))?;
         let duration_ms = started.elapsed().as_millis() as u64;
         remarks.push(last_line(&output.stdout));
         // If an input changed while the command ran, nobody knows which one it read.
-        if !block_in_place(|| self.digest()).is_ok_and(|now| now == digest) {
+        if !block_in_place(|| self.digest(task, needed)).is_ok_and(|now| now == digest) {
             remarks.push("not stored: an input changed".to_owned());
-        } else if let Err(error) = self.keep(&digest, &output, duration_ms).await {
+        } else if let Err(error) = self.keep(task, &digest, &output, duration_ms).await {
             remarks.push(format!("not stored: {error}"));
         }
         Ok(("ran", remarks.join("; "), digest))
     }
 
     /// Asks the cache, and brings outputs and logs back. `None` on a miss.
-    async fn bring_back(&self, digest: &str) -> Result<Option<String>, BackendError> {
-        let (task, cache) = (&self.task, &self.cache);
-        let found = cache.check(task, digest, task.effective_policy()).await?;
+    async fn bring_back(&self, task: &IRTask, key: &str) -> Result<Option<String>, BackendError> {
+        let found = self.cache.check(task, key, task.effective_policy()).await?;
         if !found.hit {
             return Ok(None);
         }
         // Logs first: if they are damaged, the workspace is not touched.
-        let (stdout, _) = cache.get_logs(task, digest).await?;
-        let outputs = cache
-            .restore_outputs(task, digest, &self.workspace)
-            .await?
-            .len();
+        let (stdout, _) = self.cache.get_logs(task, key).await?;
+        let restored = self.cache.restore_outputs(task, key, &self.workspace).await?;
         let line = last_line(stdout.unwrap_or_default().as_bytes());
-        Ok(Some(format!(
-            "{line}; {outputs} outputs, {} ms saved",
-            found.duration_ms.unwrap_or_default()
-        )))
+        let saved = found.duration_ms.unwrap_or_default();
+        Ok(Some(format!("{line}; {} outputs, {saved} ms saved", restored.len())))
     }
 
     /// Stores what the command left.
-    async fn keep(&self, digest: &str, output: &Output, ms: u64) -> Result<(), BackendError> {
-        let entry = block_in_place(|| CacheEntry::capture(&self.workspace, &self.task.outputs))?;
-        let entry = entry
-            .with_stdout(&output.stdout)
-            .with_stderr(&output.stderr)
-            .with_result(0, ms);
-        self.cache
-            .store(&self.task, digest, &entry, self.task.effective_policy())
-            .await
+    async fn keep(
+        &self,
+        task: &IRTask,
+        key: &str,
+        output: &Output,
+        ms: u64,
+    ) -> Result<(), BackendError> {
+        let mut entry = block_in_place(|| CacheEntry::capture(&self.workspace, &task.outputs))?;
+        entry = entry.with_stdout(&output.stdout).with_stderr(&output.stderr);
+        entry = entry.with_result(0, ms);
+        self.cache.store(task, key, &entry, task.effective_policy()).await
     }
 
     /// Runs the task's command in the workspace.
-    fn execute(&self) -> Result<Output, Failure> {
-        let task = &self.task;
+    fn execute(&self, task: &IRTask) -> Result<Output, Failure> {
         let script = ["sh", "-c", &task.command.join(" ")].map(str::to_owned);
-        let words = if task.shell {
-            &script[..]
-        } else {
-            &task.command[..]
-        };
+        let words: &[String] = if task.shell { &script } else { &task.command };
         let (program, arguments) = words.split_first().ok_or("it has no command")?;
         let mut command = Command::new(program);
-        command
-            .args(arguments)
-            .envs(&task.env)
-            .current_dir(&self.workspace)
-            .stdin(Stdio::null());
-        let output = command.output()?;
+        command.args(arguments).envs(&task.env).stdin(Stdio::null());
+        let output = command.current_dir(&self.workspace).output()?;
         if output.status.success() {
             return Ok(output);
         }
@@ -214,32 +187,27 @@ impl Job {
     }
 
     /// The digest of command, variables, the tasks before this one, and the contents of inputs.
-    fn digest(&self) -> Result<String, Failure> {
-        let task = &self.task;
+    fn digest(&self, task: &IRTask, needed: &[String]) -> Result<String, Failure> {
         // `capture` lists what paths and patterns name; here they are the inputs.
         let declared: Vec<_> = task.inputs.iter().map(OutputDeclaration::new).collect();
         let mut inputs = Vec::new();
         for input in CacheEntry::capture(&self.workspace, &declared)?.outputs {
+            let place = self.workspace.join(&input.path);
             let content = match &input.content {
-                OutputContent::File(_) => {
-                    Digest::of(&fs::read(self.workspace.join(&input.path))?).to_string()
-                }
+                OutputContent::File(_) => Digest::of(&fs::read(place)?).to_string(),
                 OutputContent::Symlink(target) => format!("to {}", target.display()),
                 _ => "directory".to_owned(),
             };
             inputs.push((input.path, content));
         }
         // As JSON, no two lists of parts run into each other.
-        let parts = (&task.command, task.shell, &task.env, &self.needed, inputs);
+        let parts = (&task.command, task.shell, &task.env, needed, inputs);
         Ok(Digest::of(&serde_json::to_vec(&parts)?).to_string())
     }
 }
 
 /// The last line of what a command wrote.
 fn last_line(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes)
-        .lines()
-        .next_back()
-        .unwrap_or_default()
-        .to_owned()
+    let text = String::from_utf8_lossy(bytes);
+    text.lines().next_back().unwrap_or_default().to_owned()
 }

@@ -47,10 +47,6 @@ impl Cancel {
 
     pub(crate) fn check(&self) -> Result<()> {
         self.0.steps.fetch_add(1, Ordering::Relaxed);
-        if self.is_cancelled() {
-            Err(Error::Cancelled)
-        } else {
-            Ok(())
-        }
+        if self.is_cancelled() { Err(Error::Cancelled) } else { Ok(()) }
     }
 }

@@ -71,15 +71,11 @@ impl FromStr for Digest {
     type Err = ParseDigestError;
 
     fn from_str(text: &str) -> Result<Digest, ParseDigestError> {
-        let is_lower_hex = text
-            .bytes()
-            .all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+        let is_lower_hex = text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
         if text.len() != 64 || !is_lower_hex {
             return Err(ParseDigestError);
         }
-        blake3::Hash::from_hex(text)
-            .map(Digest::from)
-            .map_err(|_| ParseDigestError)
+        blake3::Hash::from_hex(text).map(Digest::from).map_err(|_| ParseDigestError)
     }
 }
 
@@ -98,11 +94,7 @@ mod tests {
             &format!("{text}0"),
             &text.replace(&text[0..1], "g"),
         ] {
-            assert_eq!(
-                bad.parse::<Digest>(),
-                Err(ParseDigestError),
-                "{bad:?} is no digest"
-            );
+            assert_eq!(bad.parse::<Digest>(), Err(ParseDigestError), "{bad:?} is no digest");
         }
     }
 }

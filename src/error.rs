@@ -197,34 +197,18 @@ impl Error {
 
     /// Wraps an I/O error, telling a full disk apart from the rest.
     pub(crate) fn io(action: &'static str, path: PathBuf, source: io::Error) -> Error {
-        if matches!(
-            source.kind(),
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
-        ) {
-            Error::Full {
-                action,
-                path,
-                source,
-            }
+        if matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) {
+            Error::Full { action, path, source }
         } else {
-            Error::Io {
-                action,
-                path,
-                source,
-            }
+            Error::Io { action, path, source }
         }
     }
 }
 
 impl From<TreeError> for Error {
     fn from(error: TreeError) -> Error {
-        let path = error
-            .path
-            .map_or_else(|| ".".into(), |path| path.as_path().to_path_buf());
-        Error::InvalidOutput {
-            path,
-            reason: error.reason,
-        }
+        let path = error.path.map_or_else(|| ".".into(), |path| path.as_path().to_path_buf());
+        Error::InvalidOutput { path, reason: error.reason }
     }
 }
 
@@ -240,8 +224,5 @@ impl<T> Context<T> for io::Result<T> {
 }
 
 fn display_found(actual: Option<Digest>) -> String {
-    actual.map_or_else(
-        || "no readable blob".to_owned(),
-        |digest| digest.to_string(),
-    )
+    actual.map_or_else(|| "no readable blob".to_owned(), |digest| digest.to_string())
 }

@@ -65,10 +65,7 @@ struct Witness {
 
 impl Witness {
     fn of(stat: &FileStat) -> Witness {
-        Witness {
-            inode: stat.inode,
-            changed: stat.changed,
-        }
+        Witness { inode: stat.inode, changed: stat.changed }
     }
 }
 
@@ -83,16 +80,14 @@ impl Identity {
         let file = || path.join(layout::IDENTITY);
         let boot = disk::boot_id().context("read the boot id for", || path)?;
         let found = read_state(&root).context("read", file)?;
-        let identity = |root, state| Identity {
-            root,
-            path: path.to_path_buf(),
-            state: Mutex::new(state),
-        };
-        if let Some(state) = &found {
-            if state.witness == witness && state.boot == boot {
-                let state = state.clone();
-                return Ok(identity(root, state));
-            }
+        let identity =
+            |root, state| Identity { root, path: path.to_path_buf(), state: Mutex::new(state) };
+        if let Some(state) = &found
+            && state.witness == witness
+            && state.boot == boot
+        {
+            let state = state.clone();
+            return Ok(identity(root, state));
         }
         let _lock = lock_identity(&root).context("lock", file)?;
         let mut state = match read_state(&root).context("read", file)? {
@@ -155,10 +150,8 @@ impl Identity {
         if epoch > state.epoch {
             self.refresh(&mut state);
         }
-        let is_doubtful = state
-            .doubtful
-            .iter()
-            .any(|(first, last)| (*first..=*last).contains(&epoch));
+        let is_doubtful =
+            state.doubtful.iter().any(|(first, last)| (*first..=*last).contains(&epoch));
         // Everything of this boot is in the page cache, if not on disk.
         !is_doubtful && epoch <= state.epoch
     }
@@ -167,10 +160,8 @@ impl Identity {
     /// may show what the disk does not have, and reading them again proves nothing.
     pub(crate) fn is_sync_failed(&self, epoch: u32) -> bool {
         let state = self.lock_state();
-        let is_doubtful = state
-            .doubtful
-            .iter()
-            .any(|(first, last)| (*first..=*last).contains(&epoch));
+        let is_doubtful =
+            state.doubtful.iter().any(|(first, last)| (*first..=*last).contains(&epoch));
         is_doubtful && epoch >= state.boot_epoch
     }
 
@@ -192,10 +183,8 @@ impl Identity {
     /// without having written anything.
     pub(crate) fn raise_barrier(&self) -> Result<()> {
         let file = || self.path.join(layout::IDENTITY);
-        let (lock, _) = self
-            .root
-            .open_or_create(layout::BARRIER_LOCK.as_ref(), 0o600)
-            .context("lock", file)?;
+        let (lock, _) =
+            self.root.open_or_create(layout::BARRIER_LOCK.as_ref(), 0o600).context("lock", file)?;
         let Some(_lock) = Lock::try_acquire(lock, LockMode::Exclusive).context("lock", file)?
         else {
             return Ok(()); // Another process is at it.
@@ -256,8 +245,7 @@ impl Identity {
         let written = (|| {
             file.write_all(&state.encode())?;
             file.sync_all()?;
-            self.root
-                .rename(name.as_ref(), &self.root, layout::IDENTITY.as_ref())
+            self.root.rename(name.as_ref(), &self.root, layout::IDENTITY.as_ref())
         })();
         if written.is_err() {
             // Best effort; a repair sweeps what stays.
@@ -398,8 +386,7 @@ fn open_format(root: &Dir, path: &Path) -> Result<Witness> {
             None => {
                 // Not readable as any version: written again. The new inode makes a new
                 // incarnation, so nothing that the old one vouched for is believed.
-                root.unlink(layout::FORMAT.as_ref())
-                    .context("repair", file)?;
+                root.unlink(layout::FORMAT.as_ref()).context("repair", file)?;
                 write_format(root).context("repair", file)?;
             }
         }
@@ -467,10 +454,7 @@ fn lock_identity(root: &Dir) -> io::Result<Option<Lock>> {
 }
 
 fn is_read_only(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem
-    )
+    matches!(error.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem)
 }
 
 fn take<const N: usize>(bytes: &mut &[u8]) -> Option<[u8; N]> {
@@ -481,10 +465,7 @@ fn take<const N: usize>(bytes: &mut &[u8]) -> Option<[u8; N]> {
 
 fn take_time(bytes: &mut &[u8]) -> Option<Timestamp> {
     let seconds = i64::from_le_bytes(take(bytes)?);
-    Some(Timestamp {
-        seconds,
-        nanoseconds: u32::from_le_bytes(take(bytes)?),
-    })
+    Some(Timestamp { seconds, nanoseconds: u32::from_le_bytes(take(bytes)?) })
 }
 
 #[cfg(test)]
@@ -502,10 +483,7 @@ mod tests {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let first = open(folder.path())?;
         let second = open(folder.path())?;
-        assert_eq!(
-            (first.id(), first.incarnation()),
-            (second.id(), second.incarnation())
-        );
+        assert_eq!((first.id(), first.incarnation()), (second.id(), second.incarnation()));
 
         let copy = tempfile::tempdir().expect("a temporary folder");
         for name in [layout::FORMAT, layout::IDENTITY] {
@@ -513,28 +491,17 @@ mod tests {
         }
         let copied = open(copy.path())?;
         assert_eq!(copied.id(), first.id(), "it is the same store");
-        assert_ne!(
-            copied.incarnation(),
-            first.incarnation(),
-            "in another place"
-        );
+        assert_ne!(copied.incarnation(), first.incarnation(), "in another place");
         Ok(())
     }
 
     #[test]
-    fn a_newer_format_is_refused_untouched_and_garbage_is_repaired() -> Result<()> {
+    fn a_newer_format_is_refused_untouched_and_garbage_is_repaired() {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let line = format!("{}2", layout::FORMAT_WORDS);
         let newer = format!("{line}\n{}\n", crate::Digest::of(line.as_bytes()));
         std::fs::write(folder.path().join(layout::FORMAT), &newer).expect("written");
-        assert!(matches!(
-            open(folder.path()),
-            Err(Error::Format {
-                found: 2,
-                supported: 1,
-                ..
-            })
-        ));
+        assert!(matches!(open(folder.path()), Err(Error::Format { found: 2, supported: 1, .. })));
         assert_eq!(
             std::fs::read_dir(folder.path()).expect("listed").count(),
             1,
@@ -545,7 +512,6 @@ mod tests {
             std::fs::write(folder.path().join(layout::FORMAT), garbage).expect("written");
             assert!(open(folder.path()).is_ok(), "{garbage:?} is repaired");
         }
-        Ok(())
     }
 
     #[test]
@@ -555,19 +521,13 @@ mod tests {
         let before = identity.epoch_after_writes();
         assert!(identity.is_trusted(before) && !identity.is_synced(before));
         identity.raise_barrier()?;
-        assert!(
-            identity.is_synced(before),
-            "the barrier covers what was written before it"
-        );
+        assert!(identity.is_synced(before), "the barrier covers what was written before it");
         let after = identity.epoch_after_writes();
         assert!(after > before && identity.is_trusted(after) && !identity.is_synced(after));
 
         identity.lock_state().begin_boot([7; 16]);
         assert!(identity.is_trusted(before), "synced before the power cut");
-        assert!(
-            !identity.is_trusted(after),
-            "written after the last barrier"
-        );
+        assert!(!identity.is_trusted(after), "written after the last barrier");
         let now = identity.lock_state().epoch;
         assert!(identity.is_trusted(now));
         assert!(!identity.is_trusted(now + 1), "an epoch that never was");
@@ -576,22 +536,17 @@ mod tests {
 
     #[test]
     fn many_unclean_boots_only_doubt_more() -> io::Result<()> {
-        let witness = Witness {
-            inode: 1,
-            changed: disk::now(),
-        };
+        let witness = Witness { inode: 1, changed: disk::now() };
         let mut state = State::new(witness, [0; 16])?;
         for boot in 1..=200 {
             state.begin_boot([boot; 16]);
         }
         assert!(state.doubtful.len() <= DOUBTFUL_RANGES_MAX);
         assert_eq!(State::decode(&state.encode()).as_ref(), Some(&state));
-        assert!((1..=200).all(|epoch| {
-            state
-                .doubtful
-                .iter()
-                .any(|(a, b)| (*a..=*b).contains(&epoch))
-        }));
+        assert!(
+            (1..=200)
+                .all(|epoch| { state.doubtful.iter().any(|(a, b)| (*a..=*b).contains(&epoch)) })
+        );
         Ok(())
     }
 }

@@ -33,9 +33,7 @@ impl TaskDigest {
     /// [`Error::InvalidKey`] if the key is empty or longer than [`KEY_BYTES_MAX`].
     pub fn derive(namespace: &str, key: &str) -> Result<TaskDigest, Error> {
         if key.is_empty() || key.len() > KEY_BYTES_MAX {
-            return Err(Error::InvalidKey {
-                length_bytes: key.len(),
-            });
+            return Err(Error::InvalidKey { length_bytes: key.len() });
         }
         let mut hasher = blake3::Hasher::new_derive_key(CONTEXT);
         hasher.update(&(namespace.len() as u64).to_le_bytes());
@@ -75,10 +73,7 @@ mod tests {
     fn a_key_has_1_to_1024_bytes() {
         for length_bytes in [0, 1025, 5000] {
             let key = "k".repeat(length_bytes);
-            assert!(matches!(
-                TaskDigest::derive("", &key),
-                Err(Error::InvalidKey { .. })
-            ));
+            assert!(matches!(TaskDigest::derive("", &key), Err(Error::InvalidKey { .. })));
         }
         for key in ["k", "\0", "../../etc/passwd", "ключ 🗝", &"k".repeat(1024)] {
             assert!(TaskDigest::derive("", key).is_ok(), "{key:?} is a key");

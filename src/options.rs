@@ -12,7 +12,7 @@ use std::str::FromStr;
 /// let options = CacheOptions::default().with_durability(Durability::Durable);
 /// # let _ = options;
 /// ```
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Copy)]
 #[non_exhaustive]
 pub struct CacheOptions {
     /// What a power cut may cost. Default: [`Durability::Relaxed`].
@@ -207,12 +207,7 @@ mod tests {
 
     #[test]
     fn names_read_back() {
-        for mode in [
-            LinkMode::Auto,
-            LinkMode::Copy,
-            LinkMode::Hardlink,
-            LinkMode::Reflink,
-        ] {
+        for mode in [LinkMode::Auto, LinkMode::Copy, LinkMode::Hardlink, LinkMode::Reflink] {
             assert_eq!(mode.to_string().parse(), Ok(mode));
         }
         assert!("hard".parse::<LinkMode>().is_err());

@@ -28,10 +28,7 @@ pub(crate) fn for_each_with<T: Sync, S>(
     work: impl Fn(&mut S, &T) -> Result<()> + Sync,
 ) -> Result<()> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let threads = cores
-        .min(THREADS_MAX)
-        .min(items.len() / ITEMS_PER_THREAD_MIN)
-        .max(1);
+    let threads = cores.min(THREADS_MAX).min(items.len() / ITEMS_PER_THREAD_MIN).max(1);
     if threads == 1 {
         let mut state = state();
         return items.iter().try_for_each(|item| work(&mut state, item));
@@ -43,9 +40,8 @@ pub(crate) fn for_each_with<T: Sync, S>(
         let mut state = state();
         while !has_failed.load(Ordering::Relaxed) {
             let start = next.fetch_add(RUN, Ordering::Relaxed);
-            let Some(run) = items
-                .get(start..items.len().min(start + RUN))
-                .filter(|run| !run.is_empty())
+            let Some(run) =
+                items.get(start..items.len().min(start + RUN)).filter(|run| !run.is_empty())
             else {
                 return;
             };
@@ -67,10 +63,7 @@ pub(crate) fn for_each_with<T: Sync, S>(
         }
         run();
     });
-    failure
-        .into_inner()
-        .unwrap_or_else(std::sync::PoisonError::into_inner)
-        .map_or(Ok(()), Err)
+    failure.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner).map_or(Ok(()), Err)
 }
 
 #[cfg(test)]

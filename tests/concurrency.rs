@@ -18,10 +18,7 @@ fn worker() {
     let Some(place) = std::env::var_os("LARDER_TEST_WORKER") else {
         return;
     };
-    let number: u64 = std::env::var("LARDER_TEST_NUMBER")
-        .expect("set")
-        .parse()
-        .expect("a number");
+    let number: u64 = std::env::var("LARDER_TEST_NUMBER").expect("set").parse().expect("a number");
     work(Path::new(&place), number);
 }
 
@@ -41,14 +38,11 @@ fn work(place: &Path, number: u64) {
             CacheOutput::bytes("out/b", noise(seed + 1, 40_000)).with_executable(round % 3 == 0),
             CacheOutput::directory("out"),
         ];
-        cache
-            .store(&task(&key), &entry, &Cancel::new())
-            .expect("stored");
+        cache.store(&task(&key), &entry, &Cancel::new()).expect("stored");
         let link_mode = [LinkMode::Auto, LinkMode::Copy, LinkMode::Hardlink][round as usize % 3];
         let options = RestoreOptions::default().with_link_mode(link_mode);
-        let restored = cache
-            .restore(&task(&key), &workspace, options, &Cancel::new())
-            .expect("restored");
+        let restored =
+            cache.restore(&task(&key), &workspace, options, &Cancel::new()).expect("restored");
         assert!(restored.is_some(), "what was stored is a hit");
         assert_eq!(
             fs::read(workspace.join("out/a")).expect("there"),
@@ -76,19 +70,12 @@ fn spawn_worker(place: &Path, number: u64) -> Child {
 #[test]
 fn two_processes_store_and_restore_a_thousand_tasks_each() {
     let lab = Lab::new();
-    let workers: Vec<Child> = (0..2)
-        .map(|number| spawn_worker(lab.folder.path(), number))
-        .collect();
+    let workers: Vec<Child> =
+        (0..2).map(|number| spawn_worker(lab.folder.path(), number)).collect();
     for mut worker in workers {
-        assert!(
-            worker.wait().expect("it ends").success(),
-            "a worker met an error"
-        );
+        assert!(worker.wait().expect("it ends").success(), "a worker met an error");
     }
-    let report = lab
-        .cache
-        .scrub(Repair::No, &Cancel::new(), &mut |_| {})
-        .expect("readable");
+    let report = lab.cache.scrub(Repair::No, &Cancel::new(), &mut |_| {}).expect("readable");
     assert!(report.is_clean(), "{report:?}");
     assert_eq!(report.entries, TASKS / 2 * 3);
     assert_eq!(
@@ -112,18 +99,11 @@ fn killed_processes_leave_a_store_that_works() {
         worker.wait().expect("reaped");
     }
     let cache = lab.reopen();
-    let report = cache
-        .scrub(Repair::Yes, &Cancel::new(), &mut |_| {})
-        .expect("readable");
+    let report = cache.scrub(Repair::Yes, &Cancel::new(), &mut |_| {}).expect("readable");
     assert!(report.is_clean(), "a kill damages nothing: {report:?}");
     assert!(report.entries > 0, "something had been stored");
-    assert_eq!(
-        common::files_below(&lab.store_path().join("staging")),
-        Vec::<PathBuf>::new()
-    );
-    let after = cache
-        .scrub(Repair::No, &Cancel::new(), &mut |_| {})
-        .expect("readable");
+    assert_eq!(common::files_below(&lab.store_path().join("staging")), Vec::<PathBuf>::new());
+    let after = cache.scrub(Repair::No, &Cancel::new(), &mut |_| {}).expect("readable");
     assert_eq!(after.orphan_blobs, 0);
 }
 
@@ -133,18 +113,14 @@ fn restores_to_one_root_take_turns() {
     for key in ["one", "two"] {
         let _ = fs::remove_dir_all(lab.workspace().join("out"));
         for number in 0..30 {
-            write(
-                &lab.workspace().join(format!("out/{key}/{number}")),
-                key.as_bytes(),
-            );
+            write(&lab.workspace().join(format!("out/{key}/{number}")), key.as_bytes());
             write(
                 &lab.workspace().join(format!("out/both/{number}")),
                 format!("{key} {number}").as_bytes(),
             );
         }
         lab.store(key, &["out"]);
-        lab.restore(key, &lab.path(key), RestoreOptions::default())
-            .expect("restored");
+        lab.restore(key, &lab.path(key), RestoreOptions::default()).expect("restored");
     }
     let expected = ["one", "two"].map(|key| snapshot_read_only(&lab.path(key)));
     let place = lab.path("place");
@@ -177,9 +153,7 @@ fn stores_of_the_same_contents_at_once_agree() {
                 let cache = lab.reopen();
                 for round in 0..25 {
                     let mut entry = CacheEntry::new(0, 1);
-                    entry
-                        .outputs
-                        .push(CacheOutput::bytes("out", noise(round, 300_000)));
+                    entry.outputs.push(CacheOutput::bytes("out", noise(round, 300_000)));
                     cache
                         .store(&task(&format!("{thread} {round}")), &entry, &Cancel::new())
                         .expect("stored");
@@ -188,12 +162,7 @@ fn stores_of_the_same_contents_at_once_agree() {
         }
     });
     assert_eq!(lab.blobs().len(), 25, "each content once");
-    assert!(
-        lab.cache
-            .scrub(Repair::No, &Cancel::new(), &mut |_| {})
-            .expect("readable")
-            .is_clean()
-    );
+    assert!(lab.cache.scrub(Repair::No, &Cancel::new(), &mut |_| {}).expect("readable").is_clean());
 }
 
 #[test]
@@ -225,10 +194,7 @@ fn a_source_that_changes_while_it_is_stored_is_refused_or_whole() {
                 let entry =
                     CacheEntry::capture(&lab.workspace(), &[larder::OutputDeclaration::new("out")]);
                 let key = task(&format!("{length_bytes} {round}"));
-                match lab
-                    .cache
-                    .store(&key, &entry.expect("captured"), &Cancel::new())
-                {
+                match lab.cache.store(&key, &entry.expect("captured"), &Cancel::new()) {
                     Ok(_) => {
                         let options = RestoreOptions::default().with_link_mode(LinkMode::Copy);
                         lab.cache

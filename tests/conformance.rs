@@ -51,9 +51,8 @@ async fn local_conforms_durably_in_every_private_mode_and_at_every_level() {
     for link_mode in PRIVATE_MODES {
         for verify_level in [VerifyLevel::Stamp, VerifyLevel::Content] {
             let options = CacheOptions::default().with_durability(Durability::Durable);
-            let restore_options = RestoreOptions::default()
-                .with_link_mode(link_mode)
-                .with_verify_level(verify_level);
+            let restore_options =
+                RestoreOptions::default().with_link_mode(link_mode).with_verify_level(verify_level);
             check_local(options, restore_options).await;
         }
     }

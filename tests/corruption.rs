@@ -10,19 +10,14 @@ use std::path::Path;
 use std::process::Command;
 
 fn scrub(cache: &Cache, repair: Repair) -> larder::ScrubReport {
-    cache
-        .scrub(repair, &Cancel::new(), &mut |_| {})
-        .expect("the store can be read")
+    cache.scrub(repair, &Cancel::new(), &mut |_| {}).expect("the store can be read")
 }
 
 /// A store with five entries, one of them replaced and one removed, and no process that has it open.
 fn closed_lab() -> (Lab, Vec<u8>) {
     let lab = Lab::new();
     for number in 0..5 {
-        write_old(
-            &lab.workspace().join("out"),
-            format!("old {number}").as_bytes(),
-        );
+        write_old(&lab.workspace().join("out"), format!("old {number}").as_bytes());
         lab.store(&format!("k{number}"), &["out"]);
     }
     // The index as it was before the replacement and the removal.
@@ -38,20 +33,11 @@ fn closed_lab() -> (Lab, Vec<u8>) {
 
 /// What must be true whatever happened to the index.
 fn expect_right_answers(lab: &Lab, cache: &Cache, what: &str) {
-    for (number, expected) in [
-        Some("old 0"),
-        Some("new 1"),
-        None,
-        Some("old 3"),
-        Some("old 4"),
-    ]
-    .iter()
-    .enumerate()
+    for (number, expected) in
+        [Some("old 0"), Some("new 1"), None, Some("old 3"), Some("old 4")].iter().enumerate()
     {
         let key = task(&format!("k{number}"));
-        let hit = cache
-            .lookup(&key)
-            .unwrap_or_else(|error| panic!("{what}: {error:?}"));
+        let hit = cache.lookup(&key).unwrap_or_else(|error| panic!("{what}: {error:?}"));
         assert_eq!(hit.is_some(), expected.is_some(), "k{number}, {what}");
         let place = lab.path("place");
         let restored = cache.restore(&key, &place, RestoreOptions::default(), &Cancel::new());
@@ -76,11 +62,8 @@ fn a_lost_or_older_index_loses_nothing_and_brings_nothing_back() {
     fs::remove_file(&index).expect("removed");
     fs::write(&index, &stale_index).expect("written");
     expect_right_answers(&lab, &lab.reopen(), "the index is an older one");
-    for (what, garbage) in [
-        ("empty", &b""[..]),
-        ("short", b"redb"),
-        ("text", &[b'x'; 100_000]),
-    ] {
+    for (what, garbage) in [("empty", &b""[..]), ("short", b"redb"), ("text", &vec![b'x'; 100_000])]
+    {
         fs::remove_file(&index).expect("removed");
         fs::write(&index, garbage).expect("written");
         expect_right_answers(&lab, &lab.reopen(), what);
@@ -98,12 +81,8 @@ fn a_lost_or_older_index_loses_nothing_and_brings_nothing_back() {
 fn a_flipped_byte_anywhere_in_the_index_gives_no_wrong_answer() {
     let (lab, _) = closed_lab();
     let store = lab.path("store copy");
-    let copied = Command::new("cp")
-        .arg("-a")
-        .arg(lab.store_path())
-        .arg(&store)
-        .status()
-        .expect("cp runs");
+    let copied =
+        Command::new("cp").arg("-a").arg(lab.store_path()).arg(&store).status().expect("cp runs");
     assert!(copied.success());
     drop(Cache::open(&store, CacheOptions::default()).expect("opens"));
     let index = store.join("index.redb");
@@ -121,28 +100,18 @@ fn a_flipped_byte_anywhere_in_the_index_gives_no_wrong_answer() {
         let cache = Cache::open(&store, CacheOptions::default()).expect("opens");
         for (number, expected) in [Some("old 0"), Some("new 1"), None].iter().enumerate() {
             let key = task(&format!("k{number}"));
-            let hit = cache
-                .lookup(&key)
-                .unwrap_or_else(|error| panic!("byte {position}: {error:?}"));
-            assert_eq!(
-                hit.is_some(),
-                expected.is_some(),
-                "k{number} after byte {position}"
-            );
+            let hit =
+                cache.lookup(&key).unwrap_or_else(|error| panic!("byte {position}: {error:?}"));
+            assert_eq!(hit.is_some(), expected.is_some(), "k{number} after byte {position}");
             assert!(
                 hit.is_none_or(|hit| (hit.duration_ms, hit.exit_code) == (1000, 0)),
                 "byte {position}"
             );
         }
         let entry = larder::CacheEntry::new(0, 1000);
-        cache
-            .store(&task("stored after damage"), &entry, &Cancel::new())
-            .expect("storing goes on");
+        cache.store(&task("stored after damage"), &entry, &Cancel::new()).expect("storing goes on");
         assert!(
-            cache
-                .lookup(&task("stored after damage"))
-                .expect("a lookup")
-                .is_some(),
+            cache.lookup(&task("stored after damage")).expect("a lookup").is_some(),
             "byte {position}"
         );
         cache.remove(&task("stored after damage")).expect("removed");
@@ -150,9 +119,9 @@ fn a_flipped_byte_anywhere_in_the_index_gives_no_wrong_answer() {
         count += 1;
         let quarantine = files_below(&store.join("quarantine"));
         set_aside += quarantine.len();
-        quarantine
-            .iter()
-            .for_each(|path| fs::remove_file(path).expect("removed"));
+        for path in quarantine {
+            fs::remove_file(path).expect("removed");
+        }
     }
     assert!(count > 400, "{count} positions");
     println!("{count} flips: no wrong answer; the index was set aside {set_aside} times");
@@ -163,48 +132,26 @@ fn a_manifest_with_any_byte_flipped_is_a_miss_and_costs_only_its_entry() {
     let (lab, _) = closed_lab();
     let manifests = files_below(&lab.store_path().join("manifests"));
     let name = task("k3").to_string();
-    let path = lab
-        .store_path()
-        .join("manifests")
-        .join(&name[..2])
-        .join(&name[2..]);
+    let path = lab.store_path().join("manifests").join(&name[..2]).join(&name[2..]);
     assert!(manifests.contains(&path));
     let image = fs::read(&path).expect("a manifest");
     for position in 0..image.len() {
         let mut damaged = image.clone();
         damaged[position] ^= 1;
         fs::write(&path, &damaged).expect("written");
-        assert!(
-            lab.cache.lookup(&task("k3")).expect("a lookup").is_none(),
-            "byte {position}"
-        );
+        assert!(lab.cache.lookup(&task("k3")).expect("a lookup").is_none(), "byte {position}");
         assert!(!path.exists(), "it is in quarantine");
         assert!(lab.cache.lookup(&task("k4")).expect("a lookup").is_some());
     }
     // Another task's manifest under this name, and things that are no files.
     let other = task("k4").to_string();
-    fs::copy(
-        lab.store_path()
-            .join("manifests")
-            .join(&other[..2])
-            .join(&other[2..]),
-        &path,
-    )
-    .expect("copied");
-    assert!(
-        lab.cache.lookup(&task("k3")).expect("a lookup").is_none(),
-        "another task's manifest"
-    );
+    fs::copy(lab.store_path().join("manifests").join(&other[..2]).join(&other[2..]), &path)
+        .expect("copied");
+    assert!(lab.cache.lookup(&task("k3")).expect("a lookup").is_none(), "another task's manifest");
     fs::create_dir(&path).expect("a directory");
-    assert!(
-        lab.cache.lookup(&task("k3")).expect("a lookup").is_none(),
-        "a directory"
-    );
+    assert!(lab.cache.lookup(&task("k3")).expect("a lookup").is_none(), "a directory");
     std::os::unix::fs::symlink("/etc/passwd", &path).expect("a symlink");
-    assert!(
-        lab.cache.lookup(&task("k3")).is_ok_and(|hit| hit.is_none()),
-        "a symlink"
-    );
+    assert!(lab.cache.lookup(&task("k3")).is_ok_and(|hit| hit.is_none()), "a symlink");
     write_old(&lab.workspace().join("out"), b"old 3");
     lab.store("k3", &["out"]);
     expect_right_answers(&lab, &lab.cache, "healed");
@@ -221,12 +168,7 @@ fn a_blob_damaged_in_any_way_is_caught_and_healed() {
         }),
         ("truncated", |path| {
             fs::set_permissions(path, Permissions::from_mode(0o644)).expect("a mode");
-            File::options()
-                .write(true)
-                .open(path)
-                .expect("opens")
-                .set_len(7)
-                .expect("truncated");
+            File::options().write(true).open(path).expect("opens").set_len(7).expect("truncated");
         }),
         ("removed", |path| fs::remove_file(path).expect("removed")),
         ("a directory", |path| {
@@ -239,22 +181,11 @@ fn a_blob_damaged_in_any_way_is_caught_and_healed() {
         }),
         ("a fifo", |path| {
             fs::remove_file(path).expect("removed");
-            assert!(
-                Command::new("mkfifo")
-                    .arg(path)
-                    .status()
-                    .expect("mkfifo runs")
-                    .success()
-            );
+            assert!(Command::new("mkfifo").arg(path).status().expect("mkfifo runs").success());
         }),
     ];
     for (what, damage) in damages {
-        for link_mode in [
-            LinkMode::Copy,
-            LinkMode::Hardlink,
-            LinkMode::Reflink,
-            LinkMode::Auto,
-        ] {
+        for link_mode in [LinkMode::Copy, LinkMode::Hardlink, LinkMode::Reflink, LinkMode::Auto] {
             let lab = Lab::new();
             let good = noise(1, 50_000);
             write_old(&lab.workspace().join("out"), &good);
@@ -276,9 +207,7 @@ fn a_blob_damaged_in_any_way_is_caught_and_healed() {
                 "{what}, {link_mode}"
             );
             lab.store("k", &["out"]);
-            lab.restore("k", &lab.path("place"), options)
-                .expect("healed")
-                .expect("a hit");
+            lab.restore("k", &lab.path("place"), options).expect("healed").expect("a hit");
             assert_eq!(
                 fs::read(lab.path("place/out")).expect("there"),
                 good,
@@ -292,10 +221,7 @@ fn a_blob_damaged_in_any_way_is_caught_and_healed() {
 fn verify_finds_damage_and_repair_leaves_the_rest() {
     let lab = Lab::new();
     for number in 0..20 {
-        write_old(
-            &lab.workspace().join("out/own"),
-            format!("own {number}").as_bytes(),
-        );
+        write_old(&lab.workspace().join("out/own"), format!("own {number}").as_bytes());
         write_old(&lab.workspace().join("out/shared"), b"shared by all");
         lab.store(&format!("k{number}"), &["out"]);
     }
@@ -308,26 +234,13 @@ fn verify_finds_damage_and_repair_leaves_the_rest() {
     fs::remove_file(&victim).expect("removed");
     fs::write(&victim, "rot").expect("written");
     let broken = task("k9").to_string();
-    fs::write(
-        lab.store_path()
-            .join("manifests")
-            .join(&broken[..2])
-            .join(&broken[2..]),
-        "rot",
-    )
-    .expect("written");
+    fs::write(lab.store_path().join("manifests").join(&broken[..2]).join(&broken[2..]), "rot")
+        .expect("written");
     let report = scrub(&lab.cache, Repair::No);
     assert!(!report.is_clean());
-    assert_eq!(
-        (report.damaged_blobs.len(), report.damaged_manifests.len()),
-        (1, 1)
-    );
+    assert_eq!((report.damaged_blobs.len(), report.damaged_manifests.len()), (1, 1));
     assert_eq!(report.broken_entries, [task("k7").to_string()]);
-    assert_eq!(
-        scrub(&lab.cache, Repair::No),
-        report,
-        "looking changes nothing"
-    );
+    assert_eq!(scrub(&lab.cache, Repair::No), report, "looking changes nothing");
     scrub(&lab.cache, Repair::Yes);
     let after = scrub(&lab.cache, Repair::No);
     assert!(after.is_clean(), "{after:?}");
@@ -353,17 +266,11 @@ fn a_repair_leaves_blobs_alone_while_somebody_holds_them() {
     let lab = Lab::new();
     write_old(&lab.workspace().join("out"), b"held");
     lab.store("k", &["out"]);
-    let manifest = lab
-        .cache
-        .manifest(&task("k"))
-        .expect("readable")
-        .expect("there");
+    let manifest = lab.cache.manifest(&task("k")).expect("readable").expect("there");
     let outputs = lab.cache.outputs(&manifest);
     lab.cache.remove(&task("k")).expect("removed");
     scrub(&lab.reopen(), Repair::Yes);
-    let larder::OutputContent::Stored(blob) = &outputs[0].content else {
-        panic!("a stored blob")
-    };
+    let larder::OutputContent::Stored(blob) = &outputs[0].content else { panic!("a stored blob") };
     assert_eq!(blob.read().expect("still there"), b"held");
     drop(outputs);
     let report = scrub(&lab.reopen(), Repair::Yes);
@@ -375,64 +282,36 @@ fn a_repair_leaves_blobs_alone_while_somebody_holds_them() {
 fn a_store_that_travelled_in_an_archive_is_rehashed_in_place() {
     let lab = Lab::new();
     for number in 0..10 {
-        write_old(
-            &lab.workspace().join(format!("out/{number}")),
-            &noise(number, 40_000),
-        );
+        write_old(&lab.workspace().join(format!("out/{number}")), &noise(number, 40_000));
     }
     lab.store("k", &["out"]);
     let moved = lab.path("moved");
     fs::create_dir(&moved).expect("made");
     let tar = lab.path("store.tar");
     let run = |command: &mut Command| assert!(command.status().expect("tar runs").success());
-    run(Command::new("tar")
-        .arg("-cf")
-        .arg(&tar)
-        .arg("-C")
-        .arg(lab.folder.path())
-        .arg("store"));
-    run(Command::new("tar")
-        .arg("-xf")
-        .arg(&tar)
-        .arg("-C")
-        .arg(&moved));
+    run(Command::new("tar").arg("-cf").arg(&tar).arg("-C").arg(lab.folder.path()).arg("store"));
+    run(Command::new("tar").arg("-xf").arg(&tar).arg("-C").arg(&moved));
     let cache = Cache::open(&moved.join("store"), CacheOptions::default()).expect("opens");
-    let before: Vec<u64> = files_below(&moved.join("store/blobs"))
-        .iter()
-        .map(|path| inode(path))
-        .collect();
+    let before: Vec<u64> =
+        files_below(&moved.join("store/blobs")).iter().map(|path| inode(path)).collect();
     let options = RestoreOptions::default()
         .with_link_mode(LinkMode::Hardlink)
         .with_mtime_mode(MtimeMode::Linked);
     let restored = cache.restore(&task("k"), &lab.path("place"), options, &Cancel::new());
-    assert_eq!(
-        restored.expect("restored").expect("a hit").hardlinked.files,
-        10
-    );
-    let after: Vec<u64> = files_below(&moved.join("store/blobs"))
-        .iter()
-        .map(|path| inode(path))
-        .collect();
+    assert_eq!(restored.expect("restored").expect("a hit").hardlinked.files, 10);
+    let after: Vec<u64> =
+        files_below(&moved.join("store/blobs")).iter().map(|path| inode(path)).collect();
     assert_eq!(before, after, "no blob was copied");
     // A blob that rotted on the way is found, though its size is right and its stamp is unknown.
     let second = lab.path("second");
     fs::create_dir(&second).expect("made");
-    run(Command::new("tar")
-        .arg("-xf")
-        .arg(&tar)
-        .arg("-C")
-        .arg(&second));
+    run(Command::new("tar").arg("-xf").arg(&tar).arg("-C").arg(&second));
     let rotten = &files_below(&second.join("store/blobs"))[3];
     fs::set_permissions(rotten, Permissions::from_mode(0o644)).expect("a mode");
     fs::write(rotten, noise(99, 40_000)).expect("written");
     fs::set_permissions(rotten, Permissions::from_mode(0o444)).expect("a mode");
     let cache = Cache::open(&second.join("store"), CacheOptions::default()).expect("opens");
-    let caught = cache.restore(
-        &task("k"),
-        &lab.path("other place"),
-        options,
-        &Cancel::new(),
-    );
+    let caught = cache.restore(&task("k"), &lab.path("other place"), options, &Cancel::new());
     assert!(matches!(caught, Err(Error::Damaged { .. })), "{caught:?}");
 }
 
@@ -444,10 +323,7 @@ fn a_store_that_is_removed_or_replaced_while_open_is_noticed() {
     fs::rename(lab.store_path(), lab.path("aside")).expect("moved away");
     let entry = larder::CacheEntry::new(0, 1).with_stdout("x");
     let refused = lab.cache.store(&task("lost"), &entry, &Cancel::new());
-    assert!(
-        matches!(refused, Err(Error::StoreRefused { .. })),
-        "{refused:?}"
-    );
+    assert!(matches!(refused, Err(Error::StoreRefused { .. })), "{refused:?}");
     let other = lab.reopen();
     let refused = lab.cache.store(&task("lost"), &entry, &Cancel::new());
     assert!(
@@ -457,10 +333,7 @@ fn a_store_that_is_removed_or_replaced_while_open_is_noticed() {
     assert!(other.lookup(&task("lost")).expect("a lookup").is_none());
     fs::remove_dir_all(lab.store_path()).expect("removed");
     let refused = other.store(&task("lost"), &entry, &Cancel::new());
-    assert!(
-        matches!(refused, Err(Error::StoreRefused { .. })),
-        "removed altogether: {refused:?}"
-    );
+    assert!(matches!(refused, Err(Error::StoreRefused { .. })), "removed altogether: {refused:?}");
 }
 
 #[test]
@@ -472,17 +345,11 @@ fn places_that_are_no_store_of_ours_are_refused_untouched() {
     write(&lab.path("file"), b"x");
     for name in ["foreign", "link", "file"] {
         let opened = Cache::open(&lab.path(name), CacheOptions::default());
-        assert!(
-            matches!(opened, Err(Error::StoreRefused { .. })),
-            "{name}: {opened:?}"
-        );
+        assert!(matches!(opened, Err(Error::StoreRefused { .. })), "{name}: {opened:?}");
     }
     for name in ["foreign", "link", "file", "nothing"] {
         let destroyed = larder::destroy(&lab.path(name));
-        assert!(
-            matches!(destroyed, Err(Error::StoreRefused { .. })),
-            "{name}: {destroyed:?}"
-        );
+        assert!(matches!(destroyed, Err(Error::StoreRefused { .. })), "{name}: {destroyed:?}");
     }
     assert_eq!(files_below(&foreign), [foreign.join("precious")]);
     let busy = larder::destroy(&lab.store_path());

@@ -29,10 +29,9 @@ fn a_directory_swapped_for_a_symlink_during_restores_leads_nowhere() {
         scope.spawn(|| {
             // Two directories of the tree take turns at being a symlink to the outside.
             while !is_done.load(Ordering::Relaxed) {
-                for (name, target) in [
-                    ("out/sub", outside.clone()),
-                    ("out/sub/deep", outside.join("deep")),
-                ] {
+                for (name, target) in
+                    [("out/sub", outside.clone()), ("out/sub/deep", outside.join("deep"))]
+                {
                     let (path, aside) = (place.join(name), place.join("aside"));
                     if fs::rename(&path, &aside).is_ok() {
                         let _ = symlink(&target, &path);
@@ -63,11 +62,7 @@ fn a_directory_swapped_for_a_symlink_during_restores_leads_nowhere() {
         }
         is_done.store(true, Ordering::Relaxed);
     });
-    assert_eq!(
-        snapshot(&outside),
-        before,
-        "after {restored} restores and {refused} refusals"
-    );
+    assert_eq!(snapshot(&outside), before, "after {restored} restores and {refused} refusals");
     assert!(restored > 0, "some restores went through");
     println!("{restored} restores, {refused} refused, nothing outside was touched");
 }
@@ -85,15 +80,8 @@ fn a_root_that_is_a_symlink_is_refused_and_its_target_is_left_alone() {
         fs::create_dir(&place).expect("made");
         symlink(&outside, place.join(name)).expect("planted");
         let refused = lab.restore("k", &place, RestoreOptions::default());
-        assert!(
-            matches!(refused, Err(Error::WorkspaceRefused { .. })),
-            "{refused:?}"
-        );
-        assert_eq!(
-            fs::read_dir(&place).expect("listed").count(),
-            1,
-            "the workspace is as it was"
-        );
+        assert!(matches!(refused, Err(Error::WorkspaceRefused { .. })), "{refused:?}");
+        assert_eq!(fs::read_dir(&place).expect("listed").count(), 1, "the workspace is as it was");
     }
     assert_eq!(common::files_below(&outside), [outside.join("precious")]);
 }
@@ -111,14 +99,10 @@ fn a_stored_symlink_is_never_written_through() {
     lab.store("room", &["out"]);
     let place = lab.path("place");
     for key in ["door", "room", "door", "room"] {
-        lab.restore(key, &place, RestoreOptions::default())
-            .expect("restored");
+        lab.restore(key, &place, RestoreOptions::default()).expect("restored");
     }
     assert_eq!(fs::read(outside.join("file")).expect("there"), b"mine");
-    assert_eq!(
-        fs::read(place.join("out/door/file")).expect("there"),
-        b"theirs"
-    );
+    assert_eq!(fs::read(place.join("out/door/file")).expect("there"), b"theirs");
 }
 
 #[test]
@@ -126,10 +110,7 @@ fn special_files_are_refused_at_once() {
     let lab = Lab::new();
     fs::create_dir(lab.workspace().join("out")).expect("made");
     let fifo = lab.workspace().join("out/fifo");
-    let made = std::process::Command::new("mkfifo")
-        .arg(&fifo)
-        .status()
-        .expect("mkfifo runs");
+    let made = std::process::Command::new("mkfifo").arg(&fifo).status().expect("mkfifo runs");
     assert!(made.success());
     let captured =
         larder::CacheEntry::capture(&lab.workspace(), &[larder::OutputDeclaration::new("out")]);
@@ -137,23 +118,15 @@ fn special_files_are_refused_at_once() {
     let mut entry = larder::CacheEntry::new(0, 1);
     entry.outputs.push(larder::CacheOutput::file("copy", &fifo));
     let stored = lab.cache.store(&common::task("k"), &entry, &Cancel::new());
-    assert!(
-        matches!(stored, Err(Error::InvalidOutput { .. })),
-        "and does not hang: {stored:?}"
-    );
+    assert!(matches!(stored, Err(Error::InvalidOutput { .. })), "and does not hang: {stored:?}");
     // One that stands in the way of a restore is replaced.
     fs::remove_file(&fifo).expect("removed");
     write(&fifo, b"a file");
     lab.store("k", &["out"]);
     fs::remove_file(&fifo).expect("removed");
     assert!(
-        std::process::Command::new("mkfifo")
-            .arg(&fifo)
-            .status()
-            .expect("mkfifo runs")
-            .success()
+        std::process::Command::new("mkfifo").arg(&fifo).status().expect("mkfifo runs").success()
     );
-    lab.restore("k", &lab.workspace(), RestoreOptions::default())
-        .expect("restored");
+    lab.restore("k", &lab.workspace(), RestoreOptions::default()).expect("restored");
     assert_eq!(fs::read(&fifo).expect("a file again"), b"a file");
 }

@@ -72,26 +72,15 @@ async fn a_gibibyte_goes_in_and_comes_out_within_64_mib_of_heap() {
     PEAK.store(0, Ordering::Relaxed);
     let shared: Arc<dyn CacheBackend> = Arc::new(backend(&lab));
     let entry = CacheEntry::capture(&lab.workspace(), &task.outputs).expect("captured");
-    shared
-        .store(&task, "k", &entry, CachePolicy::Normal)
-        .await
-        .expect("stored");
+    shared.store(&task, "k", &entry, CachePolicy::Normal).await.expect("stored");
     fs::remove_file(&path).expect("removed");
     for link_mode in [LinkMode::Auto, LinkMode::Copy] {
         let backend =
             backend(&lab).with_restore_options(RestoreOptions::default().with_link_mode(link_mode));
         let place = lab.path(&link_mode.to_string());
-        let outputs = backend
-            .restore_outputs(&task, "k", &place)
-            .await
-            .expect("restored");
-        assert_eq!(
-            fs::metadata(place.join("large")).expect("there").len(),
-            LENGTH_BYTES
-        );
-        let OutputContent::Stored(blob) = &outputs[0].content else {
-            panic!("a stored blob")
-        };
+        let outputs = backend.restore_outputs(&task, "k", &place).await.expect("restored");
+        assert_eq!(fs::metadata(place.join("large")).expect("there").len(), LENGTH_BYTES);
+        let OutputContent::Stored(blob) = &outputs[0].content else { panic!("a stored blob") };
         assert_eq!(blob.digest(), digest);
         if link_mode == LinkMode::Copy {
             let (mut reader, mut buffer, mut length) =
@@ -119,16 +108,10 @@ fn without_a_runtime_there_is_an_error_and_no_panic() {
     let entry = CacheEntry::new(0, 1);
     let mut context = Context::from_waker(Waker::noop());
     let mut stored = pin!(backend.store(&task, "k", &entry, CachePolicy::Normal));
-    assert!(matches!(
-        stored.as_mut().poll(&mut context),
-        Poll::Ready(Err(Error::NoRuntime))
-    ));
+    assert!(matches!(stored.as_mut().poll(&mut context), Poll::Ready(Err(Error::NoRuntime))));
     let place = lab.workspace();
     let mut restored = pin!(backend.restore_outputs(&task, "k", &place));
-    assert!(matches!(
-        restored.as_mut().poll(&mut context),
-        Poll::Ready(Err(Error::NoRuntime))
-    ));
+    assert!(matches!(restored.as_mut().poll(&mut context), Poll::Ready(Err(Error::NoRuntime))));
     let mut checked = pin!(backend.check(&task, "k", CachePolicy::Normal));
     assert!(
         matches!(checked.as_mut().poll(&mut context), Poll::Ready(Ok(_))),
@@ -141,8 +124,7 @@ async fn a_dropped_future_stops_its_work_and_the_next_operation_waits() {
     let lab = Lab::new();
     for number in 0..3000 {
         common::write(
-            &lab.workspace()
-                .join(format!("out/{}/{number}", number % 50)),
+            &lab.workspace().join(format!("out/{}/{number}", number % 50)),
             &noise(number, 4000),
         );
     }
@@ -155,20 +137,14 @@ async fn a_dropped_future_stops_its_work_and_the_next_operation_waits() {
             backend.store(&task, "k", &entry, CachePolicy::Normal),
         );
         let is_stored = stored.await.is_ok();
-        let found = backend
-            .check(&task, "k", CachePolicy::Normal)
-            .await
-            .expect("a check");
+        let found = backend.check(&task, "k", CachePolicy::Normal).await.expect("a check");
         if !is_stored && found.hit {
             // It was past its last look at the flag; then the entry is whole.
             break;
         }
         assert_eq!(found.hit, is_stored, "all or nothing after {millis} ms");
     }
-    backend
-        .store(&task, "k", &entry, CachePolicy::Normal)
-        .await
-        .expect("stored");
+    backend.store(&task, "k", &entry, CachePolicy::Normal).await.expect("stored");
     let place = lab.path("place");
     for millis in [0, 1, 3, 8, 20, 40] {
         let _ = fs::remove_dir_all(place.join("out"));
@@ -178,20 +154,11 @@ async fn a_dropped_future_stops_its_work_and_the_next_operation_waits() {
         );
         let _ = restored.await;
         // At once, while the dropped one may still be at work.
-        backend
-            .restore_outputs(&task, "k", &place)
-            .await
-            .expect("restored");
-        assert_eq!(
-            snapshot(&place),
-            snapshot(&lab.workspace()),
-            "after {millis} ms"
-        );
+        backend.restore_outputs(&task, "k", &place).await.expect("restored");
+        assert_eq!(snapshot(&place), snapshot(&lab.workspace()), "after {millis} ms");
     }
-    let report = lab
-        .cache
-        .scrub(Repair::No, &larder::Cancel::new(), &mut |_| {})
-        .expect("readable");
+    let report =
+        lab.cache.scrub(Repair::No, &larder::Cancel::new(), &mut |_| {}).expect("readable");
     assert!(report.is_clean());
 }
 
@@ -200,27 +167,11 @@ async fn exact_logs_keep_bytes_and_order() {
     let lab = Lab::new();
     let backend = backend(&lab);
     let task = IRTask::new("t");
-    let mut entry = CacheEntry::new(3, 1)
-        .with_stdout(b"ab\xff")
-        .with_stderr(noise(1, 10_000));
-    entry.log_order = vec![
-        LogPiece::Stdout(1),
-        LogPiece::Stderr(10_000),
-        LogPiece::Stdout(2),
-    ];
-    backend
-        .store(&task, "k", &entry, CachePolicy::Normal)
-        .await
-        .expect("stored");
-    let logs = backend
-        .get_exact_logs(&task, "k")
-        .await
-        .expect("read")
-        .expect("there");
-    assert_eq!(
-        (&*logs.stdout, &*logs.stderr),
-        (&b"ab\xff"[..], &*noise(1, 10_000))
-    );
+    let mut entry = CacheEntry::new(3, 1).with_stdout(b"ab\xff").with_stderr(noise(1, 10_000));
+    entry.log_order = vec![LogPiece::Stdout(1), LogPiece::Stderr(10_000), LogPiece::Stdout(2)];
+    backend.store(&task, "k", &entry, CachePolicy::Normal).await.expect("stored");
+    let logs = backend.get_exact_logs(&task, "k").await.expect("read").expect("there");
+    assert_eq!((&*logs.stdout, &*logs.stderr), (&b"ab\xff"[..], &*noise(1, 10_000)));
     assert_eq!(logs.order, entry.log_order);
 }
 
@@ -230,25 +181,14 @@ async fn many_operations_at_once_on_one_backend() {
     let shared: Arc<dyn CacheBackend> = Arc::new(backend(&lab));
     let mut running = Vec::new();
     for number in 0..64_u64 {
-        let (shared, place) = (
-            Arc::clone(&shared),
-            lab.path(&format!("place {}", number % 8)),
-        );
+        let (shared, place) = (Arc::clone(&shared), lab.path(&format!("place {}", number % 8)));
         running.push(tokio::spawn(async move {
             let task = IRTask::new("t");
             let mut entry = CacheEntry::new(0, number);
-            entry
-                .outputs
-                .push(CacheOutput::bytes("out", noise(number % 5, 50_000)));
+            entry.outputs.push(CacheOutput::bytes("out", noise(number % 5, 50_000)));
             let key = format!("k{}", number % 16);
-            shared
-                .store(&task, &key, &entry, CachePolicy::Normal)
-                .await
-                .expect("stored");
-            shared
-                .restore_outputs(&task, &key, &place)
-                .await
-                .expect("restored");
+            shared.store(&task, &key, &entry, CachePolicy::Normal).await.expect("stored");
+            shared.restore_outputs(&task, &key, &place).await.expect("restored");
             shared.get_logs(&task, &key).await.expect("logs");
         }));
     }

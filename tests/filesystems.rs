@@ -39,47 +39,23 @@ fn large_outputs_are_links_of_the_kind_that_the_filesystem_has() {
         make_tree(&lab.workspace());
         lab.store("k", &["out"]);
         let again = lab.path("again");
-        let restored = lab
-            .restore("k", &again, RestoreOptions::default())
-            .expect("restored")
-            .expect("a hit");
-        assert_eq!(
-            restored.copied.files, 40,
-            "small files are copies on {name}"
-        );
+        let restored =
+            lab.restore("k", &again, RestoreOptions::default()).expect("restored").expect("a hit");
+        assert_eq!(restored.copied.files, 40, "small files are copies on {name}");
         let reflinks = matches!(name.as_str(), "btrfs" | "xfs");
-        assert_eq!(
-            restored.reflinked.files,
-            if reflinks { 40 } else { 0 },
-            "reflinks on {name}"
-        );
-        assert_eq!(
-            restored.hardlinked.files,
-            if reflinks { 0 } else { 40 },
-            "hardlinks on {name}"
-        );
+        assert_eq!(restored.reflinked.files, if reflinks { 40 } else { 0 }, "reflinks on {name}");
+        assert_eq!(restored.hardlinked.files, if reflinks { 0 } else { 40 }, "hardlinks on {name}");
         if reflinks {
             assert_eq!(snapshot(&again), snapshot(&lab.workspace()), "{name}");
         } else {
-            assert_eq!(
-                snapshot_read_only(&again),
-                snapshot_read_only(&lab.workspace()),
-                "{name}"
-            );
+            assert_eq!(snapshot_read_only(&again), snapshot_read_only(&lab.workspace()), "{name}");
         }
         let all = RestoreOptions::default().with_link_mode(LinkMode::Hardlink);
-        let restored = lab
-            .restore("k", &lab.path("linked"), all)
-            .expect("restored")
-            .expect("a hit");
-        assert_eq!(
-            restored.hardlinked.files, 80,
-            "`hardlink` links all on {name}"
-        );
-        let restored = lab
-            .restore("k", &lab.path("linked"), all)
-            .expect("restored")
-            .expect("a hit");
+        let restored =
+            lab.restore("k", &lab.path("linked"), all).expect("restored").expect("a hit");
+        assert_eq!(restored.hardlinked.files, 80, "`hardlink` links all on {name}");
+        let restored =
+            lab.restore("k", &lab.path("linked"), all).expect("restored").expect("a hit");
         assert_eq!(restored.kept.files, 80, "and keeps all on {name}");
     }
 }
@@ -98,15 +74,10 @@ fn across_filesystems_outputs_are_copies_and_the_report_says_why() {
         for link_mode in [LinkMode::Auto, LinkMode::Hardlink, LinkMode::Reflink] {
             let options = RestoreOptions::default().with_link_mode(link_mode);
             let target = folder.path().join(link_mode.to_string());
-            let restored = lab
-                .restore("k", &target, options)
-                .expect("restored")
-                .expect("a hit");
+            let restored = lab.restore("k", &target, options).expect("restored").expect("a hit");
             assert_eq!(restored.copied.files, 80, "{from} to {to}, {link_mode}");
             assert!(
-                restored
-                    .copy_reasons
-                    .contains_key(&CopyReason::OtherFilesystem),
+                restored.copy_reasons.contains_key(&CopyReason::OtherFilesystem),
                 "{from} to {to}, {link_mode}"
             );
             assert_eq!(
@@ -149,9 +120,7 @@ fn sparse_files_stay_sparse_on_the_way_in_and_out() {
         for link_mode in [LinkMode::Copy, LinkMode::Auto] {
             let target = lab.path(&format!("{link_mode}"));
             let options = RestoreOptions::default().with_link_mode(link_mode);
-            lab.restore("k", &target, options)
-                .expect("restored")
-                .expect("a hit");
+            lab.restore("k", &target, options).expect("restored").expect("a hit");
             let meta = fs::metadata(target.join("out")).expect("there");
             assert_eq!(meta.len(), LENGTH_BYTES);
             assert!(
@@ -182,16 +151,11 @@ fn a_blob_at_the_link_limit_gets_a_fresh_inode() {
         let options = RestoreOptions::default()
             .with_link_mode(LinkMode::Hardlink)
             .with_mtime_mode(MtimeMode::Linked);
-        let restored = lab
-            .restore("k", &lab.path("place"), options)
-            .expect("restored")
-            .expect("a hit");
+        let restored =
+            lab.restore("k", &lab.path("place"), options).expect("restored").expect("a hit");
         assert_eq!(restored.hardlinked.files, 1, "on {name}");
         assert_ne!(inode(&lab.path("place/out")), old);
-        assert_eq!(
-            fs::read(lab.path("place/out")).expect("there"),
-            noise(1, 50_000)
-        );
+        assert_eq!(fs::read(lab.path("place/out")).expect("there"), noise(1, 50_000));
     }
 }
 
@@ -231,10 +195,7 @@ fn a_full_disk_is_a_clear_error_and_the_workspace_stays_as_it_was() {
         };
         let lab = Lab::new();
         for number in 0..200 {
-            write(
-                &lab.workspace().join(format!("out/{number}")),
-                &noise(number, 20_000),
-            );
+            write(&lab.workspace().join(format!("out/{number}")), &noise(number, 20_000));
         }
         lab.store("k", &["out"]);
         // Restoring to a full disk.
@@ -243,10 +204,7 @@ fn a_full_disk_is_a_clear_error_and_the_workspace_stays_as_it_was() {
         let before = snapshot(&place);
         let options = RestoreOptions::default().with_link_mode(LinkMode::Copy);
         let full = lab.restore("k", &place, options);
-        assert!(
-            matches!(full, Err(Error::Full { .. })),
-            "{options:?}: {full:?}"
-        );
+        assert!(matches!(full, Err(Error::Full { .. })), "{options:?}: {full:?}");
         assert_eq!(snapshot(&place), before, "the workspace is as it was");
         assert!(
             lab.cache.lookup(&task("k")).expect("a lookup").is_some(),
@@ -281,25 +239,15 @@ fn a_read_only_store_still_answers() {
     let cache = Cache::open(&path, CacheOptions::default()).expect("opens");
     common::store(&cache, "k", &lab.workspace(), &["out"]);
     drop(cache);
-    let remounted = Command::new("mount")
-        .args(["-o", "remount,ro"])
-        .arg(small.0.path())
-        .status();
+    let remounted = Command::new("mount").args(["-o", "remount,ro"]).arg(small.0.path()).status();
     assert!(remounted.expect("mount runs").success());
     let cache = Cache::open(&path, CacheOptions::default()).expect("opens read-only");
     assert!(cache.lookup(&task("k")).expect("a lookup").is_some());
-    let restored = cache.restore(
-        &task("k"),
-        &lab.path("place"),
-        RestoreOptions::default(),
-        &Cancel::new(),
-    );
+    let restored =
+        cache.restore(&task("k"), &lab.path("place"), RestoreOptions::default(), &Cancel::new());
     assert!(restored.expect("restored").is_some());
     let mut entry = CacheEntry::new(0, 1);
     entry.outputs.push(CacheOutput::bytes("x", "y"));
     let refused = cache.store(&task("new"), &entry, &Cancel::new());
-    assert!(
-        refused.as_ref().is_err_and(Error::allows_uncached_run),
-        "{refused:?}"
-    );
+    assert!(refused.as_ref().is_err_and(Error::allows_uncached_run), "{refused:?}");
 }

@@ -10,9 +10,7 @@ use std::path::{Path, PathBuf};
 /// The store that version 1 made; how, is `make_the_fixture` below.
 fn fixture() -> PathBuf {
     let place = std::env::var_os("LARDER_TEST_FIXTURES").map(PathBuf::from);
-    place
-        .unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures"))
-        .join("v1")
+    place.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")).join("v1")
 }
 
 fn copy(from: &Path, to: &Path) {
@@ -33,10 +31,7 @@ fn make_the_fixture() {
     common::write_old(&lab.workspace().join("out/tool"), b"#!/bin/sh\necho tool\n");
     let mode = <fs::Permissions as std::os::unix::fs::PermissionsExt>::from_mode(0o755);
     fs::set_permissions(lab.workspace().join("out/tool"), mode).expect("a mode");
-    common::write_old(
-        &lab.workspace().join("out/deep/data"),
-        &common::noise(1, 40_000),
-    );
+    common::write_old(&lab.workspace().join("out/deep/data"), &common::noise(1, 40_000));
     common::write_old(&lab.workspace().join("single"), b"single");
     fs::create_dir(lab.workspace().join("out/empty")).expect("made");
     std::os::unix::fs::symlink("deep/data", lab.workspace().join("out/link")).expect("linked");
@@ -48,9 +43,7 @@ fn make_the_fixture() {
         .with_stderr(common::noise(2, 5000));
     entry.log_order = vec![larder::LogPiece::Stderr(5000), larder::LogPiece::Stdout(3)];
     entry.key_parts = Some(b"parts".as_slice().into());
-    lab.cache
-        .store(&task("fixture"), &entry, &Cancel::new())
-        .expect("stored");
+    lab.cache.store(&task("fixture"), &entry, &Cancel::new()).expect("stored");
     drop(lab.reopen());
     copy(&lab.store_path(), Path::new(&target));
     // A table of mostly zeros, which can be lost.
@@ -63,24 +56,14 @@ fn a_store_of_format_1_reads_back() {
     let store = folder.path().join("store");
     copy(&fixture(), &store);
     let cache = Cache::open(&store, CacheOptions::default()).expect("opens");
-    let hit = cache
-        .lookup(&task("fixture"))
-        .expect("a lookup")
-        .expect("a hit");
+    let hit = cache.lookup(&task("fixture")).expect("a lookup").expect("a hit");
     assert_eq!((hit.exit_code, hit.duration_ms), (7, 1234));
     let place = folder.path().join("place");
-    let restored = cache.restore(
-        &task("fixture"),
-        &place,
-        RestoreOptions::default(),
-        &Cancel::new(),
-    );
+    let restored =
+        cache.restore(&task("fixture"), &place, RestoreOptions::default(), &Cancel::new());
     let manifest = restored.expect("restored").expect("a hit").manifest;
     assert_eq!(manifest.roots.len(), 3);
-    assert_eq!(
-        fs::read(place.join("out/deep/data")).expect("there"),
-        common::noise(1, 40_000)
-    );
+    assert_eq!(fs::read(place.join("out/deep/data")).expect("there"), common::noise(1, 40_000));
     assert_eq!(
         fs::read(place.join("out/link")).expect("through the link"),
         common::noise(1, 40_000)
@@ -88,29 +71,13 @@ fn a_store_of_format_1_reads_back() {
     assert_eq!(fs::read(place.join("single")).expect("there"), b"single");
     assert!(place.join("out/empty").is_dir());
     let mode = std::os::unix::fs::PermissionsExt::mode(
-        &fs::metadata(place.join("out/tool"))
-            .expect("there")
-            .permissions(),
+        &fs::metadata(place.join("out/tool")).expect("there").permissions(),
     );
     assert_eq!(mode & 0o555, 0o555);
     let logs = cache.logs(&task("fixture")).expect("read").expect("there");
-    assert_eq!(
-        (&*logs.stdout, &*logs.stderr),
-        (&b"out"[..], &*common::noise(2, 5000))
-    );
-    assert_eq!(
-        logs.order,
-        [larder::LogPiece::Stderr(5000), larder::LogPiece::Stdout(3)]
-    );
-    let parts = cache
-        .key_parts(&task("fixture"), &manifest)
-        .expect("read")
-        .expect("there");
+    assert_eq!((&*logs.stdout, &*logs.stderr), (&b"out"[..], &*common::noise(2, 5000)));
+    assert_eq!(logs.order, [larder::LogPiece::Stderr(5000), larder::LogPiece::Stdout(3)]);
+    let parts = cache.key_parts(&task("fixture"), &manifest).expect("read").expect("there");
     assert_eq!(parts, b"parts");
-    assert!(
-        cache
-            .scrub(Repair::No, &Cancel::new(), &mut |_| {})
-            .expect("readable")
-            .is_clean()
-    );
+    assert!(cache.scrub(Repair::No, &Cancel::new(), &mut |_| {}).expect("readable").is_clean());
 }

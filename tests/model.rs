@@ -97,13 +97,7 @@ fn content(number: u8) -> Vec<u8> {
 }
 
 fn what() -> impl Strategy<Value = What> {
-    let mode = prop_oneof![
-        Just(0o644),
-        Just(0o755),
-        Just(0o600),
-        Just(0o444),
-        Just(0o4711)
-    ];
+    let mode = prop_oneof![Just(0o644), Just(0o755), Just(0o600), Just(0o444), Just(0o4711)];
     let time = -5_i64..2_000_000_000;
     prop_oneof![
         4 => (any::<u8>(), mode, time).prop_map(|(content, mode, time)| What::Bytes { content, mode, time }),
@@ -148,18 +142,9 @@ fn entry(outputs: &[Output], roots: &[(u8, RootKind)]) -> CacheEntry {
     for output in outputs {
         let path = PATHS[usize::from(output.path)];
         entry.outputs.push(match output.what {
-            What::Bytes {
-                content: number,
-                mode,
-                time,
-            } => {
-                let time = Timestamp {
-                    seconds: time,
-                    nanoseconds: 5,
-                };
-                CacheOutput::bytes(path, content(number))
-                    .with_mode(mode)
-                    .with_modified(time)
+            What::Bytes { content: number, mode, time } => {
+                let time = Timestamp { seconds: time, nanoseconds: 5 };
+                CacheOutput::bytes(path, content(number)).with_mode(mode).with_modified(time)
             }
             What::Directory { mode } => CacheOutput::directory(path).with_mode(mode),
             What::Symlink { target } => CacheOutput::symlink(path, PATHS[usize::from(target)]),
@@ -189,32 +174,20 @@ fn meddle(workspace: &Path, operation: &Operation) {
     };
     // Nothing is done through a symlink, so that both workspaces change alike and nothing outside.
     let is_safe = |path: &Path| {
-        let within = path
-            .strip_prefix(workspace)
-            .is_ok_and(|rest| !rest.starts_with(".."));
-        let parents = path
-            .ancestors()
-            .skip(1)
-            .take_while(|parent| *parent != workspace);
+        let within = path.strip_prefix(workspace).is_ok_and(|rest| !rest.starts_with(".."));
+        let parents = path.ancestors().skip(1).take_while(|parent| *parent != workspace);
         within
             && parents
                 .into_iter()
                 .all(|parent| !fs::symlink_metadata(parent).is_ok_and(|meta| meta.is_symlink()))
     };
     match operation {
-        Operation::Write {
-            path,
-            content: number,
-        } if is_safe(&place(*path)) => {
+        Operation::Write { path, content: number } if is_safe(&place(*path)) => {
             clear(&place(*path));
             if fs::write(place(*path), content(*number)).is_ok() {
                 common::set_age(&place(*path), std::time::Duration::from_secs(0));
-                let file = fs::File::options()
-                    .write(true)
-                    .open(place(*path))
-                    .expect("opens");
-                file.set_modified(std::time::UNIX_EPOCH)
-                    .expect("a time that both have");
+                let file = fs::File::options().write(true).open(place(*path)).expect("opens");
+                file.set_modified(std::time::UNIX_EPOCH).expect("a time that both have");
             }
         }
         Operation::Delete { path } if is_safe(&place(*path)) => {
@@ -243,39 +216,25 @@ async fn run(operations: &[Operation]) -> Result<(), TestCaseError> {
     };
     let (mut local, memory) = (open(), MemoryBackend::new());
     let places = [folder.path().join("local"), folder.path().join("memory")];
-    places
-        .iter()
-        .for_each(|place| fs::create_dir(place).expect("made"));
+    for place in &places {
+        fs::create_dir(place).expect("made");
+    }
     let task = IRTask::new("model");
     for operation in operations {
         match operation {
-            Operation::Store {
-                key,
-                outputs,
-                roots,
-                policy,
-            } => {
+            Operation::Store { key, outputs, roots, policy } => {
                 let entry = entry(outputs, roots);
                 let key = key.to_string();
-                let stored = local
-                    .store(&task, &key, &entry, *policy)
-                    .await
-                    .map_err(|error| error.kind());
-                let expected = memory
-                    .store(&task, &key, &entry, *policy)
-                    .await
-                    .map_err(|error| error.kind());
+                let stored =
+                    local.store(&task, &key, &entry, *policy).await.map_err(|error| error.kind());
+                let expected =
+                    memory.store(&task, &key, &entry, *policy).await.map_err(|error| error.kind());
                 prop_assert_eq!(stored, expected, "{:?}", operation);
             }
             Operation::Check { key, policy } => {
-                let found = local
-                    .check(&task, &key.to_string(), *policy)
-                    .await
-                    .expect("a check");
-                let expected = memory
-                    .check(&task, &key.to_string(), *policy)
-                    .await
-                    .expect("a check");
+                let found = local.check(&task, &key.to_string(), *policy).await.expect("a check");
+                let expected =
+                    memory.check(&task, &key.to_string(), *policy).await.expect("a check");
                 prop_assert_eq!(found, expected);
             }
             Operation::Restore { key } => {
@@ -283,10 +242,7 @@ async fn run(operations: &[Operation]) -> Result<(), TestCaseError> {
                 let restored = local.restore_outputs(&task, &key, &places[0]).await;
                 let expected = memory.restore_outputs(&task, &key, &places[1]).await;
                 let paths = |outputs: Vec<CacheOutput>| {
-                    outputs
-                        .into_iter()
-                        .map(|output| output.path)
-                        .collect::<Vec<_>>()
+                    outputs.into_iter().map(|output| output.path).collect::<Vec<_>>()
                 };
                 let restored = restored.map(paths).map_err(|error| error.kind());
                 let expected = expected.map(paths).map_err(|error| error.kind());
@@ -303,10 +259,7 @@ async fn run(operations: &[Operation]) -> Result<(), TestCaseError> {
                 let logs = local.get_logs(&task, &key.to_string()).await.expect("logs");
                 prop_assert_eq!(
                     logs,
-                    memory
-                        .get_logs(&task, &key.to_string())
-                        .await
-                        .expect("logs")
+                    memory.get_logs(&task, &key.to_string()).await.expect("logs")
                 );
             }
             Operation::Remove { key } => {
@@ -326,11 +279,7 @@ async fn run(operations: &[Operation]) -> Result<(), TestCaseError> {
     prop_assert!(report.is_clean(), "{:?}", report);
     for place in &places {
         // Directories without write permission keep an ordinary user from cleaning up.
-        let _ = std::process::Command::new("chmod")
-            .arg("-R")
-            .arg("u+rwx")
-            .arg(place)
-            .status();
+        let _ = std::process::Command::new("chmod").arg("-R").arg("u+rwx").arg(place).status();
     }
     Ok(())
 }

@@ -18,11 +18,8 @@ fn make_tree(workspace: &Path) {
     write_old(&workspace.join("out/small"), b"small");
     write_old(&workspace.join("out/empty"), b"");
     write_old(&workspace.join("out/bin/tool"), &noise(3, 50_000));
-    fs::set_permissions(
-        workspace.join("out/bin/tool"),
-        Permissions::from_mode(0o755),
-    )
-    .expect("a mode");
+    fs::set_permissions(workspace.join("out/bin/tool"), Permissions::from_mode(0o755))
+        .expect("a mode");
     write_old(&workspace.join("out/private"), &noise(4, 50_000));
     fs::set_permissions(workspace.join("out/private"), Permissions::from_mode(0o600))
         .expect("a mode");
@@ -37,18 +34,12 @@ fn make_tree(workspace: &Path) {
 #[test]
 fn trees_come_back_equal_in_every_mode_over_every_fallback() {
     for capabilities in [Capabilities::all(), Capabilities::portable()] {
-        for link_mode in [
-            LinkMode::Auto,
-            LinkMode::Copy,
-            LinkMode::Reflink,
-            LinkMode::Hardlink,
-        ] {
+        for link_mode in [LinkMode::Auto, LinkMode::Copy, LinkMode::Reflink, LinkMode::Hardlink] {
             let lab = Lab::with(CacheOptions::default().with_capabilities(capabilities));
             make_tree(&lab.workspace());
             lab.store("k", &["out"]);
             let options = RestoreOptions::default().with_link_mode(link_mode);
-            lab.restore("k", &lab.path("again"), options)
-                .expect("restored");
+            lab.restore("k", &lab.path("again"), options).expect("restored");
             assert_eq!(
                 snapshot_read_only(&lab.path("again")),
                 snapshot_read_only(&lab.workspace()),
@@ -74,34 +65,21 @@ fn hardlinks_share_the_blobs_inode_and_a_private_file_stays_private() {
     let options = RestoreOptions::default()
         .with_link_mode(LinkMode::Hardlink)
         .with_mtime_mode(MtimeMode::Linked);
-    let restored = lab
-        .restore("k", &again, options)
-        .expect("restored")
-        .expect("a hit");
+    let restored = lab.restore("k", &again, options).expect("restored").expect("a hit");
     assert_eq!(
         (restored.hardlinked.files, restored.copied.files),
         (5, 1),
         "all but the empty file are links"
     );
     let inodes: Vec<u64> = lab.blobs().iter().map(|path| inode(path)).collect();
-    for (name, mode) in [
-        ("large", 0o444),
-        ("small", 0o444),
-        ("bin/tool", 0o555),
-        ("private", 0o400),
-    ] {
+    for (name, mode) in
+        [("large", 0o444), ("small", 0o444), ("bin/tool", 0o555), ("private", 0o400)]
+    {
         let meta = fs::metadata(again.join("out").join(name)).expect("there");
         assert!(inodes.contains(&meta.ino()), "{name} is a name of a blob");
-        assert_eq!(
-            meta.permissions().mode() & 0o7777,
-            mode,
-            "{name} has no write bits"
-        );
+        assert_eq!(meta.permissions().mode() & 0o7777, mode, "{name} has no write bits");
     }
-    assert!(
-        !inodes.contains(&inode(&again.join("out/empty"))),
-        "empty files are never linked"
-    );
+    assert!(!inodes.contains(&inode(&again.join("out/empty"))), "empty files are never linked");
 }
 
 #[test]
@@ -110,10 +88,8 @@ fn auto_copies_small_files_so_that_they_can_be_rewritten_in_place() {
     make_tree(&lab.workspace());
     lab.store("k", &["out"]);
     let again = lab.path("again");
-    let restored = lab
-        .restore("k", &again, RestoreOptions::default())
-        .expect("restored")
-        .expect("a hit");
+    let restored =
+        lab.restore("k", &again, RestoreOptions::default()).expect("restored").expect("a hit");
     let shared = restored.reflinked.files + restored.hardlinked.files;
     assert_eq!(
         (shared, restored.copied.files),
@@ -122,8 +98,7 @@ fn auto_copies_small_files_so_that_they_can_be_rewritten_in_place() {
     );
     assert!(restored.copy_reasons.is_empty());
     fs::write(again.join("out/small"), "edited").expect("a small file is writable");
-    lab.restore("k", &lab.path("third"), RestoreOptions::default())
-        .expect("restored");
+    lab.restore("k", &lab.path("third"), RestoreOptions::default()).expect("restored");
     assert_eq!(
         fs::read(lab.path("third/out/small")).expect("there"),
         b"small",
@@ -140,32 +115,18 @@ fn a_file_is_linked_only_if_the_blob_has_its_time() {
     set_age(&lab.workspace().join("out/two"), Duration::from_secs(7200));
     lab.store("k", &["out"]);
     let options = RestoreOptions::default().with_link_mode(LinkMode::Hardlink);
-    let restored = lab
-        .restore("k", &lab.path("recorded"), options)
-        .expect("restored")
-        .expect("a hit");
+    let restored =
+        lab.restore("k", &lab.path("recorded"), options).expect("restored").expect("a hit");
     assert_eq!(restored.hardlinked.files, 1);
     let others = restored.copied.files + restored.reflinked.files;
     assert_eq!(others, 1, "the other has its own time, so it is private");
     if restored.copied.files == 1 {
-        assert_eq!(
-            restored.copy_reasons.get(&CopyReason::ModificationTime),
-            Some(&1)
-        );
+        assert_eq!(restored.copy_reasons.get(&CopyReason::ModificationTime), Some(&1));
     }
-    assert_eq!(
-        snapshot_read_only(&lab.path("recorded")),
-        snapshot_read_only(&lab.workspace())
-    );
+    assert_eq!(snapshot_read_only(&lab.path("recorded")), snapshot_read_only(&lab.workspace()));
     let linked = options.with_mtime_mode(MtimeMode::Linked);
-    let restored = lab
-        .restore("k", &lab.path("linked"), linked)
-        .expect("restored")
-        .expect("a hit");
-    assert_eq!(
-        restored.hardlinked.files, 2,
-        "whatever time the inode has will do"
-    );
+    let restored = lab.restore("k", &lab.path("linked"), linked).expect("restored").expect("a hit");
+    assert_eq!(restored.hardlinked.files, 2, "whatever time the inode has will do");
 }
 
 #[test]
@@ -181,10 +142,7 @@ fn a_blob_that_is_too_young_to_prove_is_copied() {
         .expect("set");
     lab.store("k", &["out"]);
     let options = RestoreOptions::default().with_link_mode(LinkMode::Hardlink);
-    let restored = lab
-        .restore("k", &lab.path("again"), options)
-        .expect("restored")
-        .expect("a hit");
+    let restored = lab.restore("k", &lab.path("again"), options).expect("restored").expect("a hit");
     assert_eq!(restored.hardlinked.files, 0);
     if restored.reflinked.files == 0 {
         assert_eq!(restored.copy_reasons.get(&CopyReason::Young), Some(&1));
@@ -201,14 +159,9 @@ fn what_is_right_already_is_left_alone() {
         let again = lab.path("again");
         lab.restore("k", &again, options).expect("restored");
         let files = common::files_below(&again);
-        let before: Vec<_> = files
-            .iter()
-            .map(|path| fs::symlink_metadata(path).expect("there"))
-            .collect();
-        let restored = lab
-            .restore("k", &again, options)
-            .expect("restored")
-            .expect("a hit");
+        let before: Vec<_> =
+            files.iter().map(|path| fs::symlink_metadata(path).expect("there")).collect();
+        let restored = lab.restore("k", &again, options).expect("restored").expect("a hit");
         assert_eq!(restored.kept.files, 6, "{link_mode}");
         assert_eq!(restored.removed, 0);
         for (path, before) in files.iter().zip(before) {
@@ -239,21 +192,11 @@ fn only_what_is_wrong_is_written() {
     fs::set_permissions(again.join("out/hollow"), Permissions::from_mode(0o777)).expect("a mode");
     fs::write(again.join("out/stale"), "x").expect("written");
     let large = inode(&again.join("out/large"));
-    let restored = lab
-        .restore("k", &again, options)
-        .expect("restored")
-        .expect("a hit");
+    let restored = lab.restore("k", &again, options).expect("restored").expect("a hit");
     assert_eq!(snapshot(&again), snapshot(&lab.workspace()));
     assert_eq!(restored.copied.files, 3, "small, middle and tool");
-    assert_eq!(
-        inode(&again.join("out/large")),
-        large,
-        "only its time was wrong"
-    );
-    assert_eq!(
-        restored.removed, 2,
-        "the stale file and the directory in the way"
-    );
+    assert_eq!(inode(&again.join("out/large")), large, "only its time was wrong");
+    assert_eq!(restored.removed, 2, "the stale file and the directory in the way");
 }
 
 #[test]
@@ -264,18 +207,11 @@ fn an_open_file_keeps_its_contents_while_it_is_replaced() {
     lab.store("k", &["out"]);
     fs::write(lab.workspace().join("out/file"), "edited by hand").expect("edited");
     let mut open = File::open(lab.workspace().join("out/file")).expect("opens");
-    lab.restore("k", &lab.workspace(), RestoreOptions::default())
-        .expect("restored");
+    lab.restore("k", &lab.workspace(), RestoreOptions::default()).expect("restored");
     let mut contents = String::new();
     open.read_to_string(&mut contents).expect("still readable");
-    assert_eq!(
-        contents, "edited by hand",
-        "the old file was replaced, not overwritten"
-    );
-    assert_eq!(
-        fs::read(lab.workspace().join("out/file")).expect("there"),
-        b"stored"
-    );
+    assert_eq!(contents, "edited by hand", "the old file was replaced, not overwritten");
+    assert_eq!(fs::read(lab.workspace().join("out/file")).expect("there"), b"stored");
 }
 
 #[test]
@@ -288,8 +224,7 @@ fn read_only_directories_come_back_and_can_be_restored_into() {
     }
     lab.store("k", &["out"]);
     let again = lab.path("again");
-    lab.restore("k", &again, RestoreOptions::default())
-        .expect("restored whole");
+    lab.restore("k", &again, RestoreOptions::default()).expect("restored whole");
     assert_eq!(snapshot(&again), snapshot(&lab.workspace()));
     fs::set_permissions(again.join("out/locked/deep"), Permissions::from_mode(0o755))
         .expect("a mode");
@@ -297,14 +232,9 @@ fn read_only_directories_come_back_and_can_be_restored_into() {
     fs::write(again.join("out/locked/deep/stale"), "x").expect("written");
     fs::set_permissions(again.join("out/locked/deep"), Permissions::from_mode(0o555))
         .expect("a mode");
-    lab.restore("k", &again, RestoreOptions::default())
-        .expect("restored into");
+    lab.restore("k", &again, RestoreOptions::default()).expect("restored into");
     assert_eq!(snapshot(&again), snapshot(&lab.workspace()));
-    assert_eq!(
-        fs::read_dir(&again).expect("listed").count(),
-        1,
-        "no private directory is left"
-    );
+    assert_eq!(fs::read_dir(&again).expect("listed").count(), 1, "no private directory is left");
     for root in [&again, &lab.workspace()] {
         for dir in ["out", "out/locked", "out/locked/deep"] {
             fs::set_permissions(root.join(dir), Permissions::from_mode(0o755)).expect("a mode");
@@ -323,24 +253,14 @@ fn a_pattern_owns_only_what_it_matches() {
     write(&workspace.join("gen/deep/stale.rs"), b"x");
     write(&workspace.join("gen/also-stale/deeper/x.rs"), b"x");
     fs::remove_file(workspace.join("gen/a.rs")).expect("removed");
-    let restored = lab
-        .restore("k", &workspace, RestoreOptions::default())
-        .expect("restored")
-        .expect("a hit");
+    let restored =
+        lab.restore("k", &workspace, RestoreOptions::default()).expect("restored").expect("a hit");
     let names: Vec<String> = common::files_below(&workspace)
         .iter()
-        .map(|path| {
-            path.strip_prefix(&workspace)
-                .expect("below")
-                .to_string_lossy()
-                .into_owned()
-        })
+        .map(|path| path.strip_prefix(&workspace).expect("below").to_string_lossy().into_owned())
         .collect();
     assert_eq!(names, ["gen/a.rs", "gen/deep/b.rs", "gen/deep/note.txt"]);
-    assert_eq!(
-        restored.removed, 2,
-        "each once, though both patterns match `also-stale`"
-    );
+    assert_eq!(restored.removed, 2, "each once, though both patterns match `also-stale`");
 }
 
 #[test]
@@ -351,16 +271,11 @@ fn outputs_that_patterns_own_survive_a_second_restore() {
         path: larder::OutputPath::parse("*").expect("a pattern"),
         kind: larder::RootKind::Glob,
     }];
-    entry.outputs = vec![
-        larder::CacheOutput::bytes("out/file", "x"),
-        larder::CacheOutput::bytes("top", "y"),
-    ];
-    lab.cache
-        .store(&common::task("k"), &entry, &Cancel::new())
-        .expect("stored");
+    entry.outputs =
+        vec![larder::CacheOutput::bytes("out/file", "x"), larder::CacheOutput::bytes("top", "y")];
+    lab.cache.store(&common::task("k"), &entry, &Cancel::new()).expect("stored");
     for round in 0..3 {
-        lab.restore("k", &lab.workspace(), RestoreOptions::default())
-            .expect("restored");
+        lab.restore("k", &lab.workspace(), RestoreOptions::default()).expect("restored");
         assert_eq!(
             fs::read(lab.workspace().join("out/file")).expect("there"),
             b"x",
@@ -377,15 +292,9 @@ fn a_store_within_an_output_is_neither_stored_nor_removed() {
     let inner = workspace.join("out/deep/nested/store");
     let cache = larder::Cache::open(&inner, CacheOptions::default()).expect("a store inside");
     common::store(&cache, "k", &workspace, &["out/file", "out"]);
-    let manifest = cache
-        .manifest(&common::task("k"))
-        .expect("readable")
-        .expect("there");
+    let manifest = cache.manifest(&common::task("k")).expect("readable").expect("there");
     assert!(
-        manifest
-            .nodes
-            .iter()
-            .all(|node| !node.path.to_string().contains("store")),
+        manifest.nodes.iter().all(|node| !node.path.to_string().contains("store")),
         "no store in the entry"
     );
 
@@ -401,10 +310,7 @@ fn a_store_within_an_output_is_neither_stored_nor_removed() {
     );
     restored.expect("restored around the store");
     assert!(
-        cache
-            .lookup(&common::task("k"))
-            .expect("it still works")
-            .is_some(),
+        cache.lookup(&common::task("k")).expect("it still works").is_some(),
         "the store is there"
     );
     // And one that has a file where the store's folder is.
@@ -416,10 +322,7 @@ fn a_store_within_an_output_is_neither_stored_nor_removed() {
         RestoreOptions::default(),
         &Cancel::new(),
     );
-    assert!(
-        matches!(refused, Err(Error::WorkspaceRefused { .. })),
-        "{refused:?}"
-    );
+    assert!(matches!(refused, Err(Error::WorkspaceRefused { .. })), "{refused:?}");
     // A store itself is no output.
     let captured = larder::CacheEntry::capture(
         &workspace,
@@ -433,24 +336,13 @@ fn what_a_killed_restore_left_is_removed_and_never_stored() {
     let lab = Lab::new();
     let workspace = lab.workspace();
     write(&workspace.join("out/file"), b"x");
-    write(
-        &workspace.join("out/.larder-restore-0000000000000000/0"),
-        b"left behind",
-    );
-    write(
-        &workspace.join(".larder-restore-1111111111111111/0"),
-        b"left behind",
-    );
+    write(&workspace.join("out/.larder-restore-0000000000000000/0"), b"left behind");
+    write(&workspace.join(".larder-restore-1111111111111111/0"), b"left behind");
     lab.store("k", &["out"]);
-    let manifest = lab
-        .cache
-        .manifest(&common::task("k"))
-        .expect("readable")
-        .expect("there");
+    let manifest = lab.cache.manifest(&common::task("k")).expect("readable").expect("there");
     assert_eq!(manifest.nodes.len(), 2, "the folder and its file");
     fs::write(workspace.join("out/file"), "edited").expect("edited");
-    lab.restore("k", &workspace, RestoreOptions::default())
-        .expect("restored");
+    lab.restore("k", &workspace, RestoreOptions::default()).expect("restored");
     assert!(!workspace.join(".larder-restore-1111111111111111").exists());
 }
 
@@ -458,10 +350,7 @@ fn what_a_killed_restore_left_is_removed_and_never_stored() {
 fn a_cancelled_restore_leaves_the_workspace_as_it_was() {
     let lab = Lab::new();
     for number in 0..200 {
-        write(
-            &lab.workspace().join(format!("out/{number}")),
-            &noise(number, 2000),
-        );
+        write(&lab.workspace().join(format!("out/{number}")), &noise(number, 2000));
     }
     lab.store("k", &["out"]);
     fs::write(lab.workspace().join("out/7"), "edited").expect("edited");

@@ -51,11 +51,7 @@ pub(crate) fn ingest(folder: &Path, blobs: &Path) -> Vec<(PathBuf, PathBuf)> {
         if fs::symlink_metadata(&blob).is_err() {
             fs::write(&staging, &bytes).expect("the staging file is ours");
             if let Err(error) = fs::rename(&staging, &blob) {
-                assert_eq!(
-                    error.kind(),
-                    ErrorKind::NotFound,
-                    "only the folder may be missing"
-                );
+                assert_eq!(error.kind(), ErrorKind::NotFound, "only the folder may be missing");
                 fs::create_dir(&shard).expect("the folder was missing");
                 fs::rename(&staging, &blob).expect("the folder is there now");
             }

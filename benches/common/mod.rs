@@ -44,16 +44,11 @@ pub(crate) fn place() -> TempDir {
         HINT.call_once(hint);
     }
     let parent = chosen.map_or_else(std::env::temp_dir, PathBuf::from);
-    let made = tempfile::Builder::new()
-        .prefix("larder-bench-")
-        .tempdir_in(parent);
+    let made = tempfile::Builder::new().prefix("larder-bench-").tempdir_in(parent);
     made.expect("the folder of the benchmarks takes a new folder")
 }
 
-#[expect(
-    clippy::print_stderr,
-    reason = "a word to the person who runs the benchmarks"
-)]
+#[expect(clippy::print_stderr, reason = "a word to the person who runs the benchmarks")]
 fn hint() {
     eprintln!(
         "hint: LARDER_BENCH_DIR is not set; measure the creation of files on a fresh journaled \
@@ -97,10 +92,7 @@ impl Tree {
             }
         }
         let bytes: usize = made.iter().map(|(_, size_bytes)| size_bytes).sum();
-        Tree {
-            place,
-            setting: format!("{FILES} files, {:.1} MB", bytes as f64 / 1e6),
-        }
+        Tree { place, setting: format!("{FILES} files, {:.1} MB", bytes as f64 / 1e6) }
     }
 
     pub(crate) fn workspace(&self) -> &Path {

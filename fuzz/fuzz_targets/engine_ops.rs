@@ -45,20 +45,13 @@ const SIZES: [usize; 8] = [
     300_000,
 ];
 /// Old enough for a hardlink: young inodes are never linked.
-const MODIFIED: Timestamp = Timestamp {
-    seconds: 1_000_000_000,
-    nanoseconds: 0,
-};
+const MODIFIED: Timestamp = Timestamp { seconds: 1_000_000_000, nanoseconds: 0 };
 /// Each damage has a second of its own after this one, in seconds since 1970. A write that leaves
 /// the time as it was, as two writes in one tick of the clock do, has to be asked for.
 const DAMAGED_SECONDS: u64 = 1_100_000_000;
 const DIRECTORY: Node = Node::Directory { mode: 0o755 };
-const LINK_MODES: [LinkMode; 4] = [
-    LinkMode::Auto,
-    LinkMode::Copy,
-    LinkMode::Hardlink,
-    LinkMode::Reflink,
-];
+const LINK_MODES: [LinkMode; 4] =
+    [LinkMode::Auto, LinkMode::Copy, LinkMode::Hardlink, LinkMode::Reflink];
 
 fuzz_target!(init: let_redb_panic(), |operations: Vec<Operation>| {
     let mut world = World::new();
@@ -132,17 +125,9 @@ enum Damage {
 /// What lies at a path.
 #[derive(Debug, PartialEq)]
 enum Node {
-    Directory {
-        mode: u32,
-    },
-    Symlink {
-        target: PathBuf,
-    },
-    File {
-        digest: Digest,
-        mode: u32,
-        modified: Timestamp,
-    },
+    Directory { mode: u32 },
+    Symlink { target: PathBuf },
+    File { digest: Digest, mode: u32, modified: Timestamp },
 }
 
 type Tree = BTreeMap<PathBuf, Node>;
@@ -170,11 +155,7 @@ struct World {
 impl World {
     fn new() -> World {
         let memory = Path::new("/dev/shm");
-        let parent = if memory.is_dir() {
-            memory.to_path_buf()
-        } else {
-            std::env::temp_dir()
-        };
+        let parent = if memory.is_dir() { memory.to_path_buf() } else { std::env::temp_dir() };
         let folder = tempfile::Builder::new()
             .prefix("larder-fuzz-")
             .tempdir_in(parent)
@@ -196,19 +177,9 @@ impl World {
 
     fn apply(&mut self, operation: Operation) {
         match operation {
-            Operation::Store {
-                key,
-                leaves,
-                log,
-                exit_code,
-                duration_ms,
-            } => self.store(
-                key % KEYS,
-                leaves,
-                log,
-                exit_code.into(),
-                duration_ms.into(),
-            ),
+            Operation::Store { key, leaves, log, exit_code, duration_ms } => {
+                self.store(key % KEYS, leaves, log, exit_code.into(), duration_ms.into())
+            }
             Operation::Restore { key, link_mode } => {
                 let link_mode = LINK_MODES[usize::from(link_mode) % LINK_MODES.len()];
                 self.restore(key % KEYS, link_mode);
@@ -216,12 +187,9 @@ impl World {
             Operation::Lookup { key } => self.lookup(key % KEYS),
             Operation::Logs { key } => self.logs(key % KEYS),
             Operation::Remove { key } => self.remove(key % KEYS),
-            Operation::Damage {
-                file,
-                position,
-                damage,
-                keeps_time,
-            } => self.damage(file, position, damage, keeps_time),
+            Operation::Damage { file, position, damage, keeps_time } => {
+                self.damage(file, position, damage, keeps_time)
+            }
             Operation::DeleteIndex => {
                 // It may never have been made.
                 let _ = fs::remove_file(self.folder.path().join("store/index.redb"));
@@ -286,17 +254,9 @@ impl World {
     fn restore(&mut self, key: u8, link_mode: LinkMode) {
         let workspace = self.workspace(key);
         let before = tree(&workspace);
-        let level = if self.has_hidden_damage {
-            VerifyLevel::Content
-        } else {
-            VerifyLevel::Stamp
-        };
-        let options = RestoreOptions::default()
-            .with_link_mode(link_mode)
-            .with_verify_level(level);
-        let restored = self
-            .cache()
-            .restore(&task(key), &workspace, options, &Cancel::new());
+        let level = if self.has_hidden_damage { VerifyLevel::Content } else { VerifyLevel::Stamp };
+        let options = RestoreOptions::default().with_link_mode(link_mode).with_verify_level(level);
+        let restored = self.cache().restore(&task(key), &workspace, options, &Cancel::new());
         let mut after = tree(&workspace);
         match (&restored, self.entries.get(&key)) {
             (Ok(Some(_)), Some(entry)) => {
@@ -357,9 +317,7 @@ impl World {
         });
         let count = files.len();
         let mut paths = files.into_keys();
-        let path = paths
-            .nth(usize::from(file) % count)
-            .expect("a store has files");
+        let path = paths.nth(usize::from(file) % count).expect("a store has files");
         // Under an open redb a changed page can end the process: a panic while it cleans up after
         // another cannot be contained. A closed index is checked when it opens, if its time tells.
         let is_index = path.ends_with("index.redb");
@@ -373,9 +331,7 @@ impl World {
         // An output may be a name of a blob's inode.
         if is_entry || stat.nlink() > 1 {
             self.has_hidden_damage |= is_hidden;
-            self.entries
-                .values_mut()
-                .for_each(|entry| entry.is_whole = false);
+            self.entries.values_mut().for_each(|entry| entry.is_whole = false);
         }
         self.damages += 1;
         let modified = if is_hidden {
@@ -451,20 +407,12 @@ impl Leaf {
                 let target = PathBuf::from(target);
                 Some((output, Node::Symlink { target }))
             }
-            Leaf::File {
-                content,
-                is_executable,
-            } => {
+            Leaf::File { content, is_executable } => {
                 let bytes = contents(content);
                 let mode = if is_executable { 0o755 } else { 0o644 };
-                let output = CacheOutput::bytes(name, &bytes)
-                    .with_mode(mode)
-                    .with_modified(MODIFIED);
-                let node = Node::File {
-                    digest: Digest::of(&bytes),
-                    mode,
-                    modified: MODIFIED,
-                };
+                let output =
+                    CacheOutput::bytes(name, &bytes).with_mode(mode).with_modified(MODIFIED);
+                let node = Node::File { digest: Digest::of(&bytes), mode, modified: MODIFIED };
                 Some((output, node))
             }
         }
@@ -509,15 +457,8 @@ fn tree(base: &Path) -> Tree {
         } else {
             let digest = Digest::of(&fs::read(place).expect("a readable file"));
             let (seconds, nanoseconds) = (stat.mtime(), stat.mtime_nsec() as u32);
-            let modified = Timestamp {
-                seconds,
-                nanoseconds,
-            };
-            Node::File {
-                digest,
-                mode,
-                modified,
-            }
+            let modified = Timestamp { seconds, nanoseconds };
+            Node::File { digest, mode, modified }
         };
         (path, node)
     };

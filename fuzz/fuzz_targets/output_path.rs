@@ -21,18 +21,12 @@ fuzz_target!(|data: &[u8]| {
     let base = Path::new("/some/workspace");
     let joined = base.join(&path);
     assert_eq!(joined.strip_prefix(base), Ok(path.as_path()));
-    assert_eq!(
-        joined.components().count(),
-        base.components().count() + names
-    );
+    assert_eq!(joined.components().count(), base.components().count() + names);
 
     assert_eq!(path.parent().join(path.name()), path.as_path());
     assert_eq!(path.ancestors().count(), names - 1);
     for above in path.ancestors() {
-        assert_eq!(
-            OutputPath::from_bytes(above.as_bytes()).as_ref(),
-            Ok(&above)
-        );
+        assert_eq!(OutputPath::from_bytes(above.as_bytes()).as_ref(), Ok(&above));
         assert!(above.contains(&path) && !path.contains(&above) && above < path);
     }
 });

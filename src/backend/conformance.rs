@@ -13,10 +13,7 @@
 //! # }
 //! ```
 
-#![expect(
-    clippy::missing_panics_doc,
-    reason = "panicking is what a check does, see above"
-)]
+#![expect(clippy::missing_panics_doc, reason = "panicking is what a check does, see above")]
 
 use super::{BackendError, CacheBackend, CachePolicy, IRTask};
 use crate::disk::Timestamp;
@@ -38,10 +35,7 @@ pub async fn all(backend: &dyn CacheBackend, scratch: &Path) {
     logs_come_back(backend, scratch).await;
     bad_outputs_are_refused_and_store_nothing(backend, scratch).await;
     a_restore_never_writes_through_a_symlink(backend, scratch).await;
-    backend
-        .health_check()
-        .await
-        .expect("a backend that works is well");
+    backend.health_check().await.expect("a backend that works is well");
     assert!(!backend.name().is_empty(), "a backend has a name");
 }
 
@@ -55,10 +49,7 @@ pub async fn disabled(backend: &dyn CacheBackend, scratch: &Path) {
     assert!(!is_hit(backend, "k").await, "nothing was stored");
     a_miss_is_a_miss_everywhere(backend, scratch).await;
     keys_of_the_wrong_length_are_refused(backend, scratch).await;
-    backend
-        .health_check()
-        .await
-        .expect("a cache that is switched off is well");
+    backend.health_check().await.expect("a cache that is switched off is well");
 }
 
 /// `check` and `store` do what the policy allows and nothing else.
@@ -72,46 +63,23 @@ pub async fn policies_are_honoured(backend: &dyn CacheBackend, _scratch: &Path) 
             .await
             .expect("storing succeeds under every policy");
         for reader in POLICIES {
-            let found = backend
-                .check(&task, &key, reader)
-                .await
-                .expect("a check succeeds");
+            let found = backend.check(&task, &key, reader).await.expect("a check succeeds");
             let expected = writer.allows_write() && reader.allows_read();
-            assert_eq!(
-                found.hit, expected,
-                "written under {writer:?}, read under {reader:?}"
-            );
+            assert_eq!(found.hit, expected, "written under {writer:?}, read under {reader:?}");
             assert_eq!(found.digest, key, "the digest looked up comes back");
-            assert_eq!(
-                found.duration_ms,
-                expected.then_some(1234),
-                "a hit knows the duration"
-            );
+            assert_eq!(found.duration_ms, expected.then_some(1234), "a hit knows the duration");
         }
     }
 }
 
-const POLICIES: [CachePolicy; 4] = [
-    CachePolicy::Normal,
-    CachePolicy::Readonly,
-    CachePolicy::Writeonly,
-    CachePolicy::Disabled,
-];
+const POLICIES: [CachePolicy; 4] =
+    [CachePolicy::Normal, CachePolicy::Readonly, CachePolicy::Writeonly, CachePolicy::Disabled];
 
 /// Keys are opaque: any characters, 1 to 1,024 bytes, and none becomes a path.
 pub async fn keys_are_any_string_of_the_right_length(backend: &dyn CacheBackend, scratch: &Path) {
     let long = "k".repeat(1024);
-    let keys = [
-        "k",
-        "../../escape",
-        "/etc/passwd",
-        "a\0b",
-        "ключ 🗝",
-        "%s%n",
-        " ",
-        "\n",
-        long.as_str(),
-    ];
+    let keys =
+        ["k", "../../escape", "/etc/passwd", "a\0b", "ключ 🗝", "%s%n", " ", "\n", long.as_str()];
     for (index, key) in keys.into_iter().enumerate() {
         assert!(!is_hit(backend, key).await, "{key:?} is not there yet");
         put(backend, key, CacheEntry::new(0, index as u64)).await;
@@ -121,11 +89,7 @@ pub async fn keys_are_any_string_of_the_right_length(backend: &dyn CacheBackend,
             .check(&IRTask::new("keys"), key, CachePolicy::Normal)
             .await
             .expect("a check succeeds");
-        assert_eq!(
-            found.duration_ms,
-            Some(index as u64),
-            "{key:?} has an entry of its own"
-        );
+        assert_eq!(found.duration_ms, Some(index as u64), "{key:?} has an entry of its own");
     }
     keys_of_the_wrong_length_are_refused(backend, scratch).await;
 }
@@ -141,19 +105,14 @@ async fn keys_of_the_wrong_length_are_refused(backend: &dyn CacheBackend, scratc
                 refused(backend.check(&task, key, policy).await.err()),
                 "check refuses the key"
             );
-            let stored = backend
-                .store(&task, key, &CacheEntry::new(0, 0), policy)
-                .await;
+            let stored = backend.store(&task, key, &CacheEntry::new(0, 0), policy).await;
             assert!(refused(stored.err()), "store refuses the key");
         }
         assert!(
             refused(backend.restore_outputs(&task, key, scratch).await.err()),
             "restore refuses the key"
         );
-        assert!(
-            refused(backend.get_logs(&task, key).await.err()),
-            "get_logs refuses the key"
-        );
+        assert!(refused(backend.get_logs(&task, key).await.err()), "get_logs refuses the key");
     }
 }
 
@@ -162,18 +121,10 @@ pub async fn a_miss_is_a_miss_everywhere(backend: &dyn CacheBackend, scratch: &P
     let task = IRTask::new("miss");
     let workspace = workspace(scratch, "miss");
     assert!(!is_hit(backend, "never stored").await);
-    let restored = backend
-        .restore_outputs(&task, "never stored", &workspace)
-        .await;
-    assert!(
-        matches!(restored, Err(BackendError::Miss)),
-        "a restore of nothing is an error"
-    );
+    let restored = backend.restore_outputs(&task, "never stored", &workspace).await;
+    assert!(matches!(restored, Err(BackendError::Miss)), "a restore of nothing is an error");
     assert_eq!(list(&workspace), [""; 0], "and leaves nothing behind");
-    let logs = backend
-        .get_logs(&task, "never stored")
-        .await
-        .expect("logs of nothing are no error");
+    let logs = backend.get_logs(&task, "never stored").await.expect("logs of nothing are no error");
     assert_eq!(logs, (None, None));
 }
 
@@ -183,10 +134,7 @@ pub async fn outputs_come_back_as_they_were(backend: &dyn CacheBackend, scratch:
     fs::write(&source, b"from a file").expect("the source is written");
     fs::set_permissions(&source, fs::Permissions::from_mode(0o640))
         .expect("the source's mode is set");
-    let time = Timestamp {
-        seconds: 1_000_000_000,
-        nanoseconds: 123_456_789,
-    };
+    let time = Timestamp { seconds: 1_000_000_000, nanoseconds: 123_456_789 };
     let mut entry = CacheEntry::new(0, 1);
     entry.outputs = vec![
         CacheOutput::bytes("plain", "bytes").with_modified(time),
@@ -249,22 +197,20 @@ fn check_returned(outputs: &[CacheOutput], place: &Path) {
         let expected = fs::read(place.join(&output.path));
         match &output.content {
             OutputContent::Bytes(bytes) => {
-                assert_eq!(&**bytes, expected.expect("a file"), "{:?}", output.path)
+                assert_eq!(&**bytes, expected.expect("a file"), "{}", output.path.display());
             }
             OutputContent::Stored(blob) => {
                 assert_eq!(
                     blob.read().expect("readable"),
                     expected.expect("a file"),
-                    "{:?}",
-                    output.path
+                    "{}",
+                    output.path.display()
                 );
             }
             OutputContent::Directory => assert!(place.join(&output.path).is_dir()),
             OutputContent::Symlink(text) => {
                 assert_eq!(
-                    fs::read_link(place.join(&output.path))
-                        .expect("a symlink")
-                        .as_os_str(),
+                    fs::read_link(place.join(&output.path)).expect("a symlink").as_os_str(),
                     text
                 );
             }
@@ -275,10 +221,7 @@ fn check_returned(outputs: &[CacheOutput], place: &Path) {
 
 /// Directories and patterns, captured from one workspace and restored into another.
 pub async fn captured_outputs_come_back_as_they_were(backend: &dyn CacheBackend, scratch: &Path) {
-    let (from, to) = (
-        workspace(scratch, "captured from"),
-        workspace(scratch, "captured to"),
-    );
+    let (from, to) = (workspace(scratch, "captured from"), workspace(scratch, "captured to"));
     write(&from, "target/debug/app", "app");
     write(&from, "target/.hidden", "hidden");
     write(&from, "dist/a/one.js", "one");
@@ -306,10 +249,7 @@ pub async fn captured_outputs_come_back_as_they_were(backend: &dyn CacheBackend,
         ]
     );
     let time = |root: &Path| {
-        fs::metadata(root.join("target/debug/app"))
-            .expect("there")
-            .modified()
-            .expect("a time")
+        fs::metadata(root.join("target/debug/app")).expect("there").modified().expect("a time")
     };
     assert_eq!(time(&from), time(&to), "modification times come back");
     let missing = CacheEntry::capture(&from, &[OutputDeclaration::new("no-such-output")]);
@@ -326,12 +266,7 @@ pub async fn a_restore_removes_what_the_task_did_not_leave(
     write(&place, "out/sub/b", "2");
     write(&place, "gen/one.rs", "3");
     let declared = ["out", "gen/*.rs"].map(OutputDeclaration::new);
-    put(
-        backend,
-        "removes",
-        CacheEntry::capture(&place, &declared).expect("captured"),
-    )
-    .await;
+    put(backend, "removes", CacheEntry::capture(&place, &declared).expect("captured")).await;
     write(&place, "out/stale", "x");
     write(&place, "out/stale-dir/deep", "x");
     write(&place, "gen/stale.rs", "x");
@@ -342,15 +277,7 @@ pub async fn a_restore_removes_what_the_task_did_not_leave(
     restore(backend, "removes", &place).await;
     assert_eq!(
         list(&place),
-        [
-            "gen/",
-            "gen/notes.txt",
-            "gen/one.rs",
-            "out/",
-            "out/a",
-            "out/sub/",
-            "out/sub/b"
-        ]
+        ["gen/", "gen/notes.txt", "gen/one.rs", "out/", "out/a", "out/sub/", "out/sub/b"]
     );
     assert_eq!(fs::read(place.join("out/a")).expect("there"), b"1");
     assert_eq!(fs::read(place.join("out/sub/b")).expect("there"), b"2");
@@ -360,9 +287,7 @@ pub async fn a_restore_removes_what_the_task_did_not_leave(
 pub async fn a_restore_owns_only_its_roots(backend: &dyn CacheBackend, scratch: &Path) {
     let place = workspace(scratch, "owns");
     let mut entry = CacheEntry::new(0, 1);
-    entry
-        .outputs
-        .push(CacheOutput::bytes("shared/mine", "mine"));
+    entry.outputs.push(CacheOutput::bytes("shared/mine", "mine"));
     put(backend, "owns", entry).await;
     write(&place, "shared/theirs", "theirs");
     write(&place, "shared/mine", "old");
@@ -385,41 +310,22 @@ pub async fn storing_again_replaces(backend: &dyn CacheBackend, scratch: &Path) 
         restore(backend, "replaces", &place).await;
         assert_eq!(
             list(&place),
-            [
-                "out/".to_owned(),
-                "out/always".to_owned(),
-                format!("out/only-{content}")
-            ]
+            ["out/".to_owned(), "out/always".to_owned(), format!("out/only-{content}")]
         );
-        assert_eq!(
-            fs::read(place.join("out/always")).expect("there"),
-            content.as_bytes()
-        );
+        assert_eq!(fs::read(place.join("out/always")).expect("there"), content.as_bytes());
     }
 }
 
 /// Both streams come back, each on its own, long ones too.
 pub async fn logs_come_back(backend: &dyn CacheBackend, _scratch: &Path) {
     let long = "line\n".repeat(10_000);
-    let entry = CacheEntry::new(0, 1)
-        .with_stdout(&long)
-        .with_stderr(b"caf\xe9\n");
+    let entry = CacheEntry::new(0, 1).with_stdout(&long).with_stderr(b"caf\xe9\n");
     put(backend, "logs", entry).await;
-    let logs = backend
-        .get_logs(&IRTask::new("logs"), "logs")
-        .await
-        .expect("logs are there");
+    let logs = backend.get_logs(&IRTask::new("logs"), "logs").await.expect("logs are there");
     assert_eq!(logs, (Some(long), Some("caf\u{fffd}\n".to_owned())));
     put(backend, "no logs", CacheEntry::new(0, 1)).await;
-    let logs = backend
-        .get_logs(&IRTask::new("logs"), "no logs")
-        .await
-        .expect("an entry is there");
-    assert_eq!(
-        logs,
-        (Some(String::new()), Some(String::new())),
-        "silence is not absence"
-    );
+    let logs = backend.get_logs(&IRTask::new("logs"), "no logs").await.expect("an entry is there");
+    assert_eq!(logs, (Some(String::new()), Some(String::new())), "silence is not absence");
 }
 
 /// Outputs that cannot be cached are refused, whatever else the entry holds, and nothing is stored.
@@ -446,9 +352,7 @@ pub async fn bad_outputs_are_refused_and_store_nothing(
         let key = format!("bad {index}");
         let mut entry = CacheEntry::new(0, 1);
         entry.outputs = [vec![output("good")], outputs].concat();
-        let stored = backend
-            .store(&IRTask::new("bad"), &key, &entry, CachePolicy::Normal)
-            .await;
+        let stored = backend.store(&IRTask::new("bad"), &key, &entry, CachePolicy::Normal).await;
         assert!(
             matches!(stored, Err(BackendError::InvalidOutput { .. })),
             "case {index}: {stored:?}"
@@ -480,11 +384,9 @@ pub async fn a_restore_never_writes_through_a_symlink(backend: &dyn CacheBackend
     assert_eq!(list(&place), ["out/", "out/sub/", "out/sub/victim"]);
 
     // The root itself, and a directory above it: refused.
-    for (key, planted) in [
-        ("symlinks", "out"),
-        ("symlinked parent", "dir"),
-        ("symlinked parent", "dir/victim"),
-    ] {
+    for (key, planted) in
+        [("symlinks", "out"), ("symlinked parent", "dir"), ("symlinked parent", "dir/victim")]
+    {
         let place = workspace(scratch, "planted at");
         if planted.contains('/') {
             fs::create_dir(place.join("dir")).expect("made");
@@ -493,9 +395,7 @@ pub async fn a_restore_never_writes_through_a_symlink(backend: &dyn CacheBackend
             symlink(&outside, place.join(planted)).expect("planted");
         }
         let before = list(&place);
-        let restored = backend
-            .restore_outputs(&IRTask::new("symlinks"), key, &place)
-            .await;
+        let restored = backend.restore_outputs(&IRTask::new("symlinks"), key, &place).await;
         assert!(
             matches!(restored, Err(BackendError::WorkspaceRefused { .. })),
             "{planted}: {restored:?}"
@@ -503,36 +403,22 @@ pub async fn a_restore_never_writes_through_a_symlink(backend: &dyn CacheBackend
         assert_eq!(list(&place), before, "the workspace is as it was");
     }
     assert_eq!(list(&outside), ["victim"]);
-    assert_eq!(
-        fs::read(outside.join("victim")).expect("there"),
-        b"untouched"
-    );
+    assert_eq!(fs::read(outside.join("victim")).expect("there"), b"untouched");
 }
 
 async fn put(backend: &dyn CacheBackend, key: &str, entry: CacheEntry) {
-    let stored = backend
-        .store(
-            &IRTask::new("conformance"),
-            key,
-            &entry,
-            CachePolicy::Normal,
-        )
-        .await;
+    let stored = backend.store(&IRTask::new("conformance"), key, &entry, CachePolicy::Normal).await;
     stored.unwrap_or_else(|error| panic!("storing {key:?} failed: {error:?}"));
     assert!(is_hit(backend, key).await, "what was stored is a hit");
 }
 
 async fn restore(backend: &dyn CacheBackend, key: &str, workspace: &Path) -> Vec<CacheOutput> {
-    let restored = backend
-        .restore_outputs(&IRTask::new("conformance"), key, workspace)
-        .await;
+    let restored = backend.restore_outputs(&IRTask::new("conformance"), key, workspace).await;
     restored.unwrap_or_else(|error| panic!("restoring {key:?} failed: {error:?}"))
 }
 
 async fn is_hit(backend: &dyn CacheBackend, key: &str) -> bool {
-    let found = backend
-        .check(&IRTask::new("conformance"), key, CachePolicy::Normal)
-        .await;
+    let found = backend.check(&IRTask::new("conformance"), key, CachePolicy::Normal).await;
     found.expect("a check succeeds").hit
 }
 
@@ -556,11 +442,7 @@ fn write(workspace: &Path, path: &str, content: &str) {
 }
 
 fn mode(path: &Path) -> u32 {
-    fs::symlink_metadata(path)
-        .expect("it is there")
-        .permissions()
-        .mode()
-        & 0o7777
+    fs::symlink_metadata(path).expect("it is there").permissions().mode() & 0o7777
 }
 
 /// Every path below `root`, sorted; `/` marks directories, `@` symlinks.
@@ -569,21 +451,14 @@ fn list(root: &Path) -> Vec<String> {
         for entry in fs::read_dir(dir).expect("a directory") {
             let entry = entry.expect("an entry");
             let path = entry.path();
-            let name = path
-                .strip_prefix(root)
-                .expect("below the root")
-                .to_string_lossy()
-                .into_owned();
+            let name =
+                path.strip_prefix(root).expect("below the root").to_string_lossy().into_owned();
             let kind = entry.file_type().expect("a kind");
             if kind.is_dir() {
                 paths.push(format!("{name}/"));
                 walk(root, &path, paths);
             } else {
-                paths.push(if kind.is_symlink() {
-                    format!("{name}@")
-                } else {
-                    name
-                });
+                paths.push(if kind.is_symlink() { format!("{name}@") } else { name });
             }
         }
     }

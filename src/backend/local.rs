@@ -53,10 +53,7 @@ impl LocalBackend {
 
     /// Puts the facade before an open store.
     pub fn new(cache: Cache) -> LocalBackend {
-        LocalBackend {
-            cache,
-            restore_options: RestoreOptions::default(),
-        }
+        LocalBackend { cache, restore_options: RestoreOptions::default() }
     }
 
     /// Replaces how restores go about it.
@@ -80,15 +77,9 @@ impl LocalBackend {
         let runtime = tokio::runtime::Handle::try_current().map_err(|_| Error::NoRuntime)?;
         let guard = CancelOnDrop(Cancel::new());
         let (cache, cancel) = (self.cache.clone(), guard.0.clone());
-        let done = runtime
-            .spawn_blocking(move || operation(&cache, &cancel))
-            .await;
+        let done = runtime.spawn_blocking(move || operation(&cache, &cancel)).await;
         done.map_err(|error| {
-            if error.is_cancelled() {
-                Error::Cancelled
-            } else {
-                Error::Internal { what }
-            }
+            if error.is_cancelled() { Error::Cancelled } else { Error::Internal { what } }
         })?
     }
 }
@@ -128,10 +119,7 @@ impl CacheBackend for LocalBackend {
             return Ok(());
         }
         let entry = entry.clone();
-        self.run("storing", move |cache, cancel| {
-            cache.store(&key, &entry, cancel)
-        })
-        .await?;
+        self.run("storing", move |cache, cancel| cache.store(&key, &entry, cancel)).await?;
         // Nobody waits for this, and nobody needs its result.
         let cache = self.cache.clone();
         drop(tokio::runtime::Handle::current().spawn_blocking(move || cache.maintain()));
@@ -147,9 +135,7 @@ impl CacheBackend for LocalBackend {
         let key = TaskDigest::derive("", digest)?;
         let (workspace, options) = (workspace.to_path_buf(), self.restore_options);
         self.run("restoring", move |cache, cancel| {
-            let restored = cache
-                .restore(&key, &workspace, options, cancel)?
-                .ok_or(Error::Miss)?;
+            let restored = cache.restore(&key, &workspace, options, cancel)?.ok_or(Error::Miss)?;
             Ok(cache.outputs(&restored.manifest))
         })
         .await
@@ -168,8 +154,7 @@ impl CacheBackend for LocalBackend {
     }
 
     async fn health_check(&self) -> BackendResult<()> {
-        self.run("looking after the store", |cache, _| cache.check_usable())
-            .await
+        self.run("looking after the store", |cache, _| cache.check_usable()).await
     }
 }
 
@@ -177,7 +162,6 @@ impl CacheBackend for LocalBackend {
 impl ExactLogs for LocalBackend {
     async fn get_exact_logs(&self, _: &IRTask, digest: &str) -> BackendResult<Option<TaskLogs>> {
         let key = TaskDigest::derive("", digest)?;
-        self.run("reading logs", move |cache, _| cache.logs(&key))
-            .await
+        self.run("reading logs", move |cache, _| cache.logs(&key)).await
     }
 }

@@ -62,10 +62,7 @@ impl MemoryBackend {
     /// # Errors
     /// [`Error::InvalidKey`].
     pub fn remove(&self, digest: &str) -> BackendResult<bool> {
-        Ok(self
-            .lock()
-            .remove(&TaskDigest::derive("", digest)?)
-            .is_some())
+        Ok(self.lock().remove(&TaskDigest::derive("", digest)?).is_some())
     }
 }
 
@@ -108,20 +105,12 @@ impl CacheBackend for MemoryBackend {
     ) -> BackendResult<Vec<CacheOutput>> {
         let key = TaskDigest::derive("", digest)?;
         let entry = self.get(&key).ok_or(Error::Miss)?;
-        let _restoring = self
-            .restoring
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let _restoring = self.restoring.lock().unwrap_or_else(PoisonError::into_inner);
         std::fs::create_dir_all(workspace).context("make the workspace", || workspace)?;
         let dir = Dir::open(workspace, Capabilities::all())
             .context("open the workspace", || workspace)?;
         entry.restore(&dir)?;
-        Ok(entry
-            .manifest
-            .nodes
-            .iter()
-            .map(|node| entry.output(node))
-            .collect())
+        Ok(entry.manifest.nodes.iter().map(|node| entry.output(node)).collect())
     }
 
     async fn get_logs(
@@ -152,10 +141,7 @@ impl ExactLogs for MemoryBackend {
 impl Entry {
     fn load(entry: &CacheEntry) -> Result<Entry> {
         let mut contents = HashMap::new();
-        let nodes = entry
-            .outputs
-            .iter()
-            .map(|output| load_output(output, &mut contents));
+        let nodes = entry.outputs.iter().map(|output| load_output(output, &mut contents));
         let nodes = nodes.collect::<Result<Vec<Node>>>()?;
         Ok(Entry {
             manifest: Manifest::assemble(entry.roots.clone(), nodes)?,
@@ -170,12 +156,7 @@ impl Entry {
         match &node.kind {
             NodeKind::Directory { mode } => CacheOutput::directory(path).with_mode(*mode),
             NodeKind::Symlink { target } => CacheOutput::symlink(path, OsStr::from_bytes(target)),
-            NodeKind::File {
-                digest,
-                mode,
-                modified,
-                ..
-            } => {
+            NodeKind::File { digest, mode, modified, .. } => {
                 let content = OutputContent::Bytes(Arc::clone(&self.contents[digest]));
                 let mut output = CacheOutput::new(path, content).with_mode(*mode);
                 output.modified = *modified;
@@ -190,18 +171,11 @@ impl Entry {
             OutputPath::parse(node.path.parent())
                 .is_ok_and(|parent| self.manifest.node(&parent).is_some())
         };
-        for node in self
-            .manifest
-            .nodes
-            .iter()
-            .filter(|node| !is_below_output(node))
-        {
+        for node in self.manifest.nodes.iter().filter(|node| !is_below_output(node)) {
             let Some(parent) = open_parent(workspace, &node.path)? else {
                 continue;
             };
-            let found = parent
-                .stat(node.path.name())
-                .context("look at", || &node.path)?;
+            let found = parent.stat(node.path.name()).context("look at", || &node.path)?;
             let is_link_node = matches!(node.kind, NodeKind::Symlink { .. });
             if found.is_some_and(|stat| stat.kind == FileKind::Symlink) && !is_link_node {
                 return Err(refuse(
@@ -210,18 +184,11 @@ impl Entry {
                 ));
             }
         }
-        for (root, glob) in self
-            .manifest
-            .roots
-            .iter()
-            .zip(self.manifest.compiled_globs()?)
-        {
+        for (root, glob) in self.manifest.roots.iter().zip(self.manifest.compiled_globs()?) {
             match glob {
                 None => {
                     if let Some(parent) = open_parent(workspace, &root.path)? {
-                        parent
-                            .remove_all(root.path.name())
-                            .context("remove", || &root.path)?;
+                        parent.remove_all(root.path.name()).context("remove", || &root.path)?;
                     }
                 }
                 Some(glob) => remove_matches(workspace, None, &|path| covers(&glob, path))?,
@@ -232,11 +199,9 @@ impl Entry {
         }
         for node in self.manifest.nodes.iter().rev() {
             if let NodeKind::Directory { mode } = node.kind {
-                let dir = workspace
-                    .open_beneath(node.path.as_path())
-                    .context("open", || &node.path)?;
-                dir.set_mode_self(mode)
-                    .context("set the mode of", || &node.path)?;
+                let dir =
+                    workspace.open_beneath(node.path.as_path()).context("open", || &node.path)?;
+                dir.set_mode_self(mode).context("set the mode of", || &node.path)?;
             }
         }
         Ok(())
@@ -249,9 +214,7 @@ impl Entry {
         let name = node.path.name();
         match &node.kind {
             NodeKind::Directory { .. } => {
-                parent
-                    .make_child(name, 0o700)
-                    .context("make", || &node.path)?;
+                parent.make_child(name, 0o700).context("make", || &node.path)?;
             }
             NodeKind::Symlink { target } => {
                 let placed = parent
@@ -259,12 +222,7 @@ impl Entry {
                     .context("make", || &node.path)?;
                 debug_assert_eq!(placed, Placed::Here, "every root was removed");
             }
-            NodeKind::File {
-                digest,
-                mode,
-                modified,
-                ..
-            } => {
+            NodeKind::File { digest, mode, modified, .. } => {
                 let written = parent.create_new(name, 0o600).and_then(|mut file| {
                     file.write_all(&self.contents[digest])?;
                     disk::set_mode(&file, *mode)?;
@@ -278,10 +236,7 @@ impl Entry {
 }
 
 fn load_output(output: &CacheOutput, contents: &mut HashMap<Digest, Arc<[u8]>>) -> Result<Node> {
-    let invalid = |reason| Error::InvalidOutput {
-        path: output.path.clone(),
-        reason,
-    };
+    let invalid = |reason| Error::InvalidOutput { path: output.path.clone(), reason };
     let path = OutputPath::parse(&output.path).map_err(|error| invalid(error.0))?;
     let default_mode = if output.executable { 0o755 } else { 0o644 };
     let mut modified = output.modified;
@@ -289,26 +244,18 @@ fn load_output(output: &CacheOutput, contents: &mut HashMap<Digest, Arc<[u8]>>) 
         OutputContent::Directory => {
             return Ok(Node {
                 path,
-                kind: NodeKind::Directory {
-                    mode: output.mode.unwrap_or(0o755) & 0o777,
-                },
+                kind: NodeKind::Directory { mode: output.mode.unwrap_or(0o755) & 0o777 },
             });
         }
         OutputContent::Symlink(target) => {
-            return Ok(Node {
-                path,
-                kind: NodeKind::Symlink {
-                    target: target.as_bytes().into(),
-                },
-            });
+            return Ok(Node { path, kind: NodeKind::Symlink { target: target.as_bytes().into() } });
         }
         OutputContent::Bytes(bytes) => (Arc::clone(bytes), default_mode),
         OutputContent::Stored(blob) => (blob.read()?.into(), default_mode),
         OutputContent::File(source) => {
             let (mut file, stat) = source.open(Capabilities::all())?;
             let mut bytes = Vec::new();
-            file.read_to_end(&mut bytes)
-                .context("read", || source.path())?;
+            file.read_to_end(&mut bytes).context("read", || source.path())?;
             modified = modified.or(Some(stat.modified));
             (bytes.into(), stat.mode)
         }
@@ -316,25 +263,16 @@ fn load_output(output: &CacheOutput, contents: &mut HashMap<Digest, Arc<[u8]>>) 
     let (digest, size_bytes) = (Digest::of(&bytes), bytes.len() as u64);
     contents.insert(digest, bytes);
     let mode = output.mode.unwrap_or(mode) & 0o777;
-    Ok(Node {
-        path,
-        kind: NodeKind::File {
-            digest,
-            size_bytes,
-            mode,
-            modified,
-        },
-    })
+    Ok(Node { path, kind: NodeKind::File { digest, size_bytes, mode, modified } })
 }
 
 fn open_parent(workspace: &Dir, path: &OutputPath) -> Result<Option<Dir>> {
     match workspace.open_beneath(path.parent()) {
         Ok(parent) => Ok(Some(parent)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) if disk::is_not_a_directory(&error) => Err(refuse(
-            path,
-            "a symlink, or something else that is no directory, is in the way",
-        )),
+        Err(error) if disk::is_not_a_directory(&error) => {
+            Err(refuse(path, "a symlink, or something else that is no directory, is in the way"))
+        }
         Err(error) => Err(error).context("open the folder of", || path),
     }
 }
@@ -365,8 +303,5 @@ fn remove_matches(
 }
 
 fn refuse(path: &OutputPath, reason: &'static str) -> Error {
-    Error::WorkspaceRefused {
-        path: path.as_path().to_path_buf(),
-        reason,
-    }
+    Error::WorkspaceRefused { path: path.as_path().to_path_buf(), reason }
 }

@@ -68,20 +68,12 @@ pub struct CacheLookupResult {
 impl CacheLookupResult {
     /// A hit.
     pub fn hit(digest: impl Into<String>, duration_ms: u64) -> CacheLookupResult {
-        CacheLookupResult {
-            hit: true,
-            digest: digest.into(),
-            duration_ms: Some(duration_ms),
-        }
+        CacheLookupResult { hit: true, digest: digest.into(), duration_ms: Some(duration_ms) }
     }
 
     /// A miss.
     pub fn miss(digest: impl Into<String>) -> CacheLookupResult {
-        CacheLookupResult {
-            hit: false,
-            digest: digest.into(),
-            duration_ms: None,
-        }
+        CacheLookupResult { hit: false, digest: digest.into(), duration_ms: None }
     }
 
     fn of(digest: &str, hit: Option<Hit>) -> CacheLookupResult {

@@ -81,10 +81,7 @@ pub struct ResourceRequirements {
 impl IRTask {
     /// A task of which only the name is known.
     pub fn new(id: impl Into<String>) -> IRTask {
-        IRTask {
-            id: id.into(),
-            ..IRTask::default()
-        }
+        IRTask { id: id.into(), ..IRTask::default() }
     }
 
     /// Sets the command.
@@ -103,11 +100,7 @@ impl IRTask {
 
     /// What the task may do with the cache: its own policy, and nothing if it deploys.
     pub fn effective_policy(&self) -> CachePolicy {
-        if self.deployment {
-            CachePolicy::Disabled
-        } else {
-            self.cache_policy
-        }
+        if self.deployment { CachePolicy::Disabled } else { self.cache_policy }
     }
 }
 
@@ -118,6 +111,7 @@ mod tests {
 
     #[test]
     fn a_runners_task_loads_as_it_is() -> Result<(), serde_json::Error> {
+        use OutputKind::{Any, Directory, Orchestrator};
         let json = r#"{
             "id": "build", "runtime": "nix-1", "command": ["cargo", "build"], "shell": false,
             "env": {"A": "1"}, "secrets": {"TOKEN": {"source": "vault/x", "cache_key": true, "more": 1}},
@@ -129,7 +123,6 @@ mod tests {
         }"#;
         let task: IRTask = serde_json::from_str(json)?;
         let kinds: Vec<OutputKind> = task.outputs.iter().map(|output| output.kind).collect();
-        use OutputKind::{Any, Directory, Orchestrator};
         assert_eq!(kinds, [Any, Orchestrator, Directory, Any, Any]);
         assert_eq!(task.cache_policy, CachePolicy::Readonly);
         assert_eq!(task.secrets["TOKEN"].source, "vault/x");

@@ -105,9 +105,7 @@ impl Batch<'_> {
                     .context("read", || path)?;
                 check_unchanged(file, stat, path)?;
                 if buffer.len() as u64 != stat.size_bytes {
-                    return Err(Error::SourceChanged {
-                        path: path.to_path_buf(),
-                    });
+                    return Err(Error::SourceChanged { path: path.to_path_buf() });
                 }
                 self.add_bytes(buffer, mode, modified, keep_going)
             }
@@ -126,22 +124,12 @@ impl Batch<'_> {
     ) -> Result<Staged> {
         let (digest, size_bytes) = (Digest::of(bytes), bytes.len() as u64);
         if self.is_here(&digest, mode, keep_going)? {
-            return Ok(Staged {
-                digest,
-                size_bytes,
-                is_new: false,
-            });
+            return Ok(Staged { digest, size_bytes, is_new: false });
         }
         let (name, mut file) = self.blobs.staging().create(mode)?;
-        let written = file
-            .write_all(bytes)
-            .and_then(|()| finish(&file, mode, modified));
+        let written = file.write_all(bytes).and_then(|()| finish(&file, mode, modified));
         self.keep(digest, mode, name, written)?;
-        Ok(Staged {
-            digest,
-            size_bytes,
-            is_new: true,
-        })
+        Ok(Staged { digest, size_bytes, is_new: true })
     }
 
     fn add_large(
@@ -185,18 +173,10 @@ impl Batch<'_> {
             .and_then(|()| self.is_here(&digest, mode, keep_going));
         if here.inspect_err(|_| discard())? {
             discard();
-            return Ok(Staged {
-                digest,
-                size_bytes,
-                is_new: false,
-            });
+            return Ok(Staged { digest, size_bytes, is_new: false });
         }
         self.keep(digest, mode, name, Ok(stamp))?;
-        Ok(Staged {
-            digest,
-            size_bytes,
-            is_new: true,
-        })
+        Ok(Staged { digest, size_bytes, is_new: true })
     }
 
     /// Whether the store, or this batch, has these bytes in an intact blob.
@@ -204,13 +184,8 @@ impl Batch<'_> {
         if !lock(&self.seen).insert((*digest, mode)) {
             return Ok(true);
         }
-        let proof = self
-            .blobs
-            .prove(digest, mode, VerifyLevel::Stamp, keep_going);
-        let is_here = matches!(
-            proof.inspect_err(|_| self.forget(digest, mode))?,
-            Proof::Intact(_)
-        );
+        let proof = self.blobs.prove(digest, mode, VerifyLevel::Stamp, keep_going);
+        let is_here = matches!(proof.inspect_err(|_| self.forget(digest, mode))?, Proof::Intact(_));
         if is_here && self.durability == Durability::Durable {
             let slot = self.blobs.known(digest, mode);
             if !slot.is_some_and(|slot| self.blobs.identity.is_synced(slot.epoch)) {
@@ -229,12 +204,7 @@ impl Batch<'_> {
     ) -> Result<()> {
         match stamp {
             Ok(stamp) => {
-                lock(&self.staged).push(StagedBlob {
-                    digest,
-                    mode,
-                    name,
-                    stamp,
-                });
+                lock(&self.staged).push(StagedBlob { digest, mode, name, stamp });
                 Ok(())
             }
             Err(error) => {
@@ -271,14 +241,9 @@ impl Batch<'_> {
             let entry = |blob: &StagedBlob| Entry {
                 digest: blob.digest,
                 mode: blob.mode,
-                slot: Slot {
-                    stamp: blob.stamp,
-                    epoch,
-                },
+                slot: Slot { stamp: blob.stamp, epoch },
             };
-            self.blobs
-                .stamps
-                .put(&staged.iter().map(entry).collect::<Vec<_>>());
+            self.blobs.stamps.put(&staged.iter().map(entry).collect::<Vec<_>>());
             self.sync_folders(&staged, &unsynced)
         });
         if published.is_err() {
@@ -308,8 +273,7 @@ impl Batch<'_> {
             }
             // Somebody else published the same bytes since we looked.
             let proof =
-                self.blobs
-                    .prove(&blob.digest, blob.mode, VerifyLevel::Stamp, keep_going)?;
+                self.blobs.prove(&blob.digest, blob.mode, VerifyLevel::Stamp, keep_going)?;
             if matches!(proof, Proof::Intact(_)) {
                 self.discard(&blob.name);
                 if self.durability == Durability::Durable {
@@ -318,9 +282,7 @@ impl Batch<'_> {
                 return Ok(());
             }
         }
-        Err(Error::Internal {
-            what: "publishing a blob that is damaged again and again",
-        })
+        Err(Error::Internal { what: "publishing a blob that is damaged again and again" })
     }
 
     fn sync_contents(&self, staged: &[StagedBlob], unsynced: &[(Digest, u32)]) -> Result<()> {
@@ -331,22 +293,18 @@ impl Batch<'_> {
             let dir = self.blobs.staging().dir()?;
             let synced = disk::sync_filesystem(dir);
             if synced.is_err() {
-                unsynced
-                    .iter()
-                    .for_each(|(digest, mode)| self.distrust(digest, *mode));
+                for (digest, mode) in unsynced {
+                    self.distrust(digest, *mode);
+                }
             }
             return synced.context("sync the filesystem of", || &self.blobs.path);
         }
         for blob in staged {
             let dir = self.blobs.staging().dir()?;
-            let synced = dir
-                .open_regular(&blob.name)
-                .and_then(|(file, _)| file.sync_all());
+            let synced = dir.open_regular(&blob.name).and_then(|(file, _)| file.sync_all());
             synced.context("sync a staged blob in", || self.blobs.staging().path())?;
         }
-        unsynced
-            .iter()
-            .try_for_each(|(digest, mode)| self.sync_blob(digest, *mode))
+        unsynced.iter().try_for_each(|(digest, mode)| self.sync_blob(digest, *mode))
     }
 
     fn sync_blob(&self, digest: &Digest, mode: u32) -> Result<()> {
@@ -371,26 +329,18 @@ impl Batch<'_> {
         if self.durability == Durability::Relaxed {
             return Ok(());
         }
-        let blobs = staged
-            .iter()
-            .map(|blob| (blob.digest, blob.mode))
-            .chain(unsynced.iter().copied());
+        let blobs =
+            staged.iter().map(|blob| (blob.digest, blob.mode)).chain(unsynced.iter().copied());
         let folders: BTreeSet<u8> = blobs.map(|(digest, _)| digest.as_bytes()[0]).collect();
         for first in folders {
             let mut digest = [0; 32];
             digest[0] = first;
-            let folder = self
-                .blobs
-                .blobs
-                .open_child(&Shard::of_manifest(&digest).folder);
+            let folder = self.blobs.blobs.open_child(&Shard::of_manifest(&digest).folder);
             folder
                 .and_then(|folder| folder.sync())
                 .context("sync a folder of", || &self.blobs.path)?;
         }
-        self.blobs
-            .blobs
-            .sync()
-            .context("sync a folder of", || &self.blobs.path)
+        self.blobs.blobs.sync().context("sync a folder of", || &self.blobs.path)
     }
 }
 
@@ -419,9 +369,7 @@ fn check_unchanged(file: &File, before: &FileStat, path: &Path) -> Result<()> {
     if after.is_unchanged_since(before) {
         return Ok(());
     }
-    Err(Error::SourceChanged {
-        path: path.to_path_buf(),
-    })
+    Err(Error::SourceChanged { path: path.to_path_buf() })
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {

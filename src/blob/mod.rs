@@ -61,10 +61,8 @@ pub(crate) struct OpenBlob {
 impl BlobStore {
     /// Opens the blobs of the store at `root`. No scan.
     pub(crate) fn open(root: &Dir, path: &Path, identity: Arc<Identity>) -> Result<BlobStore> {
-        let folder = |name: &'static str| {
-            root.open_child(name.as_ref())
-                .context("open", || path.join(name))
-        };
+        let folder =
+            |name: &'static str| root.open_child(name.as_ref()).context("open", || path.join(name));
         let again = || root.open_child(OsStr::new(".")).context("open", || path);
         Ok(BlobStore {
             blobs: folder(layout::BLOBS)?,
@@ -120,10 +118,7 @@ impl BlobStore {
                 strangers += 1;
                 continue;
             };
-            for (name, _) in folder
-                .entries()
-                .context("list", || blobs().join(&folder_name))?
-            {
+            for (name, _) in folder.entries().context("list", || blobs().join(&folder_name))? {
                 let parsed = match (folder_name.to_str(), name.to_str()) {
                     (Some(folder), Some(name)) => Shard::parse(folder, name),
                     _ => None,
@@ -133,7 +128,7 @@ impl BlobStore {
                     .context("look at", || blobs().join(&folder_name).join(&name))?;
                 match (parsed, stat) {
                     (Some((digest, mode)), Some(stat)) => {
-                        take(Digest::from_bytes(digest), mode, stat)?
+                        take(Digest::from_bytes(digest), mode, stat)?;
                     }
                     (None, Some(_)) => strangers += 1,
                     (_, None) => {}
@@ -150,11 +145,8 @@ impl BlobStore {
         name: &OsStr,
         label: &str,
     ) -> io::Result<OsString> {
-        let kept = OsString::from(format!(
-            "{}-{label}-{}",
-            disk::now().seconds,
-            disk::random_name()?
-        ));
+        let kept =
+            OsString::from(format!("{}-{label}-{}", disk::now().seconds, disk::random_name()?));
         folder.rename(name, &self.quarantine, &kept)?;
         Ok(kept)
     }
@@ -168,18 +160,13 @@ impl BlobStore {
         judged_inode: Option<u64>,
     ) -> Result<()> {
         let shard = Shard::of_blob(digest.as_bytes(), mode);
-        let kept = match self.set_aside(
-            &self.blobs,
-            &shard.name,
-            &format!("blob-{}", digest.short()),
-        ) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            kept => kept.context("quarantine", || self.blob_path(digest, mode))?,
-        };
-        let moved = self
-            .quarantine
-            .stat(&kept)
-            .context("look at", || self.quarantined_path(&kept))?;
+        let kept =
+            match self.set_aside(&self.blobs, &shard.name, &format!("blob-{}", digest.short())) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+                kept => kept.context("quarantine", || self.blob_path(digest, mode))?,
+            };
+        let moved =
+            self.quarantine.stat(&kept).context("look at", || self.quarantined_path(&kept))?;
         if judged_inode.is_some() && moved.map(|stat| stat.inode) != judged_inode {
             let back = self.quarantine.rename_new(&kept, &self.blobs, &shard.name);
             // If the name is taken again, what stands there is newer still.
@@ -206,8 +193,7 @@ impl BlobStore {
         let Some(blob) = self.open_blob(digest, mode)? else {
             return Ok(());
         };
-        self.copy_to_fresh_inode(digest, mode, &blob, &|| true)
-            .map(|_| ())
+        self.copy_to_fresh_inode(digest, mode, &blob, &|| true).map(|_| ())
     }
 
     pub(crate) fn capabilities(&self) -> Capabilities {
@@ -220,11 +206,7 @@ impl BlobStore {
 
     fn note(&self, digest: Digest, mode: u32, stamp: Stamp) {
         let epoch = self.identity.epoch_after_writes();
-        self.stamps.put(&[Entry {
-            digest,
-            mode,
-            slot: Slot { stamp, epoch },
-        }]);
+        self.stamps.put(&[Entry { digest, mode, slot: Slot { stamp, epoch } }]);
     }
 
     fn known(&self, digest: &Digest, mode: u32) -> Option<Slot> {

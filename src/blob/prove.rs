@@ -148,9 +148,7 @@ impl BlobStore {
             Ok(Err(actual)) => {
                 discard();
                 self.quarantine(digest, mode, Some(blob.stat.inode))?;
-                Ok(Proof::Damaged {
-                    actual: Some(actual),
-                })
+                Ok(Proof::Damaged { actual: Some(actual) })
             }
             Err(error) => {
                 discard();

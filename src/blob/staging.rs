@@ -21,12 +21,7 @@ pub(crate) struct Staging {
 
 impl Staging {
     pub(super) fn new(parent: Dir, path: PathBuf) -> Staging {
-        Staging {
-            parent,
-            path,
-            own: OnceLock::new(),
-            counter: AtomicU64::new(0),
-        }
+        Staging { parent, path, own: OnceLock::new(), counter: AtomicU64::new(0) }
     }
 
     /// Our directory, made at first use.
@@ -45,10 +40,7 @@ impl Staging {
     /// A new file that only we know.
     pub(crate) fn create(&self, mode: u32) -> Result<(OsString, File)> {
         let name = OsString::from(self.counter.fetch_add(1, Ordering::Relaxed).to_string());
-        let file = self
-            .dir()?
-            .create_new(&name, mode)
-            .context("make a file in", || &self.path)?;
+        let file = self.dir()?.create_new(&name, mode).context("make a file in", || &self.path)?;
         Ok((name, file))
     }
 

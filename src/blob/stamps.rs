@@ -85,10 +85,7 @@ impl StampTable {
         let table = self.read();
         let table = table.as_ref()?;
         let mut bucket = [0; BUCKET_BYTES];
-        table
-            .file
-            .read_exact_at(&mut bucket, table.offset(digest))
-            .ok()?;
+        table.file.read_exact_at(&mut bucket, table.offset(digest)).ok()?;
         slots(&bucket).find_map(|slot| self.decode(slot, digest, mode))
     }
 
@@ -98,11 +95,7 @@ impl StampTable {
             return;
         }
         let wanted = (entries.len() as u64 * 2).div_ceil(BUCKET_SLOTS as u64);
-        if self
-            .read()
-            .as_ref()
-            .is_none_or(|table| table.buckets < wanted)
-        {
+        if self.read().as_ref().is_none_or(|table| table.buckets < wanted) {
             self.grow(wanted);
         }
         while let Some(crowded) = self.write(entries) {
@@ -189,10 +182,8 @@ impl StampTable {
             }
             Ok(())
         })();
-        let placed = written.and_then(|()| {
-            self.root
-                .rename(name.as_ref(), &self.root, layout::STAMPS.as_ref())
-        });
+        let placed = written
+            .and_then(|()| self.root.rename(name.as_ref(), &self.root, layout::STAMPS.as_ref()));
         if let Err(error) = placed {
             // Best effort; a repair sweeps what stays.
             let _ = self.root.unlink(name.as_ref());
@@ -224,16 +215,9 @@ impl StampTable {
         let small = |start: usize| {
             u32::from_le_bytes(slot[start..start + 4].try_into().expect("four bytes"))
         };
-        let modified = Timestamp {
-            seconds: number(40) as i64,
-            nanoseconds: small(48),
-        };
+        let modified = Timestamp { seconds: number(40) as i64, nanoseconds: small(48) };
         Some(Slot {
-            stamp: Stamp {
-                inode: number(24),
-                size_bytes: number(32),
-                modified,
-            },
+            stamp: Stamp { inode: number(24), size_bytes: number(32), modified },
             epoch: small(52),
         })
     }
@@ -244,9 +228,7 @@ impl StampTable {
 
     fn checksum(&self, slot: &[u8]) -> [u8; 8] {
         let hash = blake3::keyed_hash(&self.key, &slot[..56]);
-        hash.as_bytes()[..8]
-            .try_into()
-            .expect("a hash has 32 bytes")
+        hash.as_bytes()[..8].try_into().expect("a hash has 32 bytes")
     }
 
     fn read(&self) -> RwLockReadGuard<'_, Option<Table>> {
@@ -301,9 +283,7 @@ fn slots(bucket: &[u8; BUCKET_BYTES]) -> impl Iterator<Item = &[u8]> {
 }
 
 fn prefix_of(digest: &Digest) -> [u8; 8] {
-    digest.as_bytes()[..8]
-        .try_into()
-        .expect("a digest has 32 bytes")
+    digest.as_bytes()[..8].try_into().expect("a digest has 32 bytes")
 }
 
 #[cfg(test)]
@@ -315,18 +295,12 @@ mod tests {
         let stamp = Stamp {
             inode: u64::from(number),
             size_bytes: 7,
-            modified: Timestamp {
-                seconds: -1,
-                nanoseconds: number,
-            },
+            modified: Timestamp { seconds: -1, nanoseconds: number },
         };
         Entry {
             digest: Digest::of(&number.to_le_bytes()),
             mode: 0o444,
-            slot: Slot {
-                stamp,
-                epoch: number,
-            },
+            slot: Slot { stamp, epoch: number },
         }
     }
 
@@ -351,16 +325,8 @@ mod tests {
                 .count()
         };
         assert!(known(&table) > 19_800, "few are lost: {}", known(&table));
-        assert_eq!(
-            known(&other),
-            known(&table),
-            "another process sees the same"
-        );
-        assert_eq!(
-            table.get(&entries[0].digest, 0o555),
-            None,
-            "another mode is another blob"
-        );
+        assert_eq!(known(&other), known(&table), "another process sees the same");
+        assert_eq!(table.get(&entries[0].digest, 0o555), None, "another mode is another blob");
     }
 
     #[test]
@@ -368,16 +334,8 @@ mod tests {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let table = open(folder.path(), 1);
         table.put(&[entry(1)]);
-        assert!(
-            open(folder.path(), 1)
-                .get(&entry(1).digest, 0o444)
-                .is_some()
-        );
-        assert!(
-            open(folder.path(), 2)
-                .get(&entry(1).digest, 0o444)
-                .is_none()
-        );
+        assert!(open(folder.path(), 1).get(&entry(1).digest, 0o444).is_some());
+        assert!(open(folder.path(), 2).get(&entry(1).digest, 0o444).is_none());
 
         let path = folder.path().join(layout::STAMPS);
         let image = std::fs::read(&path).expect("the table");
@@ -386,18 +344,12 @@ mod tests {
             damaged[position] ^= 4;
             std::fs::write(&path, &damaged).expect("written");
             let slot = open(folder.path(), 1).get(&entry(1).digest, 0o444);
-            assert!(
-                slot.is_none() || slot == Some(entry(1).slot),
-                "byte {position} gave {slot:?}"
-            );
+            assert!(slot.is_none() || slot == Some(entry(1).slot), "byte {position} gave {slot:?}");
         }
         std::fs::write(&path, &image[..100]).expect("written");
         let table = open(folder.path(), 1);
         assert!(table.get(&entry(1).digest, 0o444).is_none());
         table.put(&[entry(1)]);
-        assert!(
-            table.get(&entry(1).digest, 0o444).is_some(),
-            "a truncated table is replaced"
-        );
+        assert!(table.get(&entry(1).digest, 0o444).is_some(), "a truncated table is replaced");
     }
 }

@@ -16,7 +16,7 @@ pub(super) struct Args {
 
 #[derive(Debug, ClapArgs)]
 pub(super) struct Global {
-    /// The store [default: $XDG_CACHE_HOME/larder or ~/.cache/larder].
+    /// The store [default: $`XDG_CACHE_HOME/larder` or ~/.cache/larder].
     #[arg(long, global = true, value_name = "DIR", env = "LARDER_DIR")]
     pub(super) store: Option<PathBuf>,
     /// What a power cut may cost: relaxed (the last minutes' entries) or durable (nothing).
@@ -153,12 +153,7 @@ pub(super) struct Store {
     #[arg(long, value_name = "FILE")]
     pub(super) stderr: Option<PathBuf>,
     /// The task's exit code.
-    #[arg(
-        long,
-        value_name = "N",
-        default_value_t = 0,
-        allow_negative_numbers = true
-    )]
+    #[arg(long, value_name = "N", default_value_t = 0, allow_negative_numbers = true)]
     pub(super) exit_code: i32,
     /// How long the task ran, in milliseconds.
     #[arg(long, value_name = "N", default_value_t = 0)]

@@ -33,10 +33,10 @@ pub(super) fn replay(logs: &TaskLogs) {
     for piece in &logs.order {
         match *piece {
             LogPiece::Stdout(length_bytes) => {
-                write(&mut io::stdout().lock(), take(&mut stdout, length_bytes))
+                write(&mut io::stdout().lock(), take(&mut stdout, length_bytes));
             }
             LogPiece::Stderr(length_bytes) => {
-                write(&mut io::stderr().lock(), take(&mut stderr, length_bytes))
+                write(&mut io::stderr().lock(), take(&mut stderr, length_bytes));
             }
         }
     }
@@ -46,9 +46,7 @@ pub(super) fn replay(logs: &TaskLogs) {
 }
 
 fn take<'a>(bytes: &mut &'a [u8], length_bytes: u64) -> &'a [u8] {
-    let length = usize::try_from(length_bytes)
-        .unwrap_or(usize::MAX)
-        .min(bytes.len());
+    let length = usize::try_from(length_bytes).unwrap_or(usize::MAX).min(bytes.len());
     let (taken, rest) = bytes.split_at(length);
     *bytes = rest;
     taken

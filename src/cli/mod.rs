@@ -123,9 +123,6 @@ fn parse_key(key: &str) -> Result<TaskDigest, Failure> {
 /// What is left to do when the result is out: a barrier now and then.
 fn maintain(cache: &Cache, printer: &Printer) {
     if let Err(error) = cache.maintain() {
-        printer.warn(&format!(
-            "the store could not be made durable: {}",
-            print::chain(&error)
-        ));
+        printer.warn(&format!("the store could not be made durable: {}", print::chain(&error)));
     }
 }

@@ -1,10 +1,6 @@
 //! Printing: results on stdout, words on stderr, numbers for people.
 
-#![expect(
-    clippy::print_stdout,
-    clippy::print_stderr,
-    reason = "this is where the command prints"
-)]
+#![expect(clippy::print_stderr, reason = "this is where the command prints")]
 
 use std::error::Error as StdError;
 use std::fmt::Write as _;
@@ -21,11 +17,7 @@ pub(super) struct Printer {
 
 impl Printer {
     pub(super) fn new(json: bool, quiet: bool, verbose: bool) -> Printer {
-        Printer {
-            json,
-            quiet,
-            verbose,
-        }
+        Printer { json, quiet, verbose }
     }
 
     /// A subcommand's result: text for people, or an object for machines, on stdout.
@@ -34,26 +26,25 @@ impl Printer {
         text: impl FnOnce() -> String,
         json: impl FnOnce() -> serde_json::Value,
     ) {
-        let line = if self.json {
-            json().to_string()
-        } else {
-            text()
-        };
+        let line = if self.json { json().to_string() } else { text() };
         let mut out = io::stdout().lock();
         // A reader that has seen enough is no error.
         let _ = writeln!(out, "{line}").and_then(|()| out.flush());
     }
 
-    /// What `run` did, on stderr: stdout is the command's own.
+    /// What `run` did, on stderr: stdout is the command's own. On a line of its own, whatever the
+    /// command's stderr ended with.
     pub(super) fn report(
         &self,
+        stderr: &[u8],
         text: impl FnOnce() -> String,
         json: impl FnOnce() -> serde_json::Value,
     ) {
+        let start = if stderr.last().is_some_and(|byte| *byte != b'\n') { "\n" } else { "" };
         if self.json {
-            eprintln!("{}", json());
+            eprintln!("{start}{}", json());
         } else if !self.quiet {
-            eprintln!("larder: {}", text());
+            eprintln!("{start}larder: {}", text());
         }
     }
 
@@ -70,10 +61,12 @@ impl Printer {
         }
     }
 
+    #[expect(clippy::unused_self, reason = "all printing goes through a printer")]
     pub(super) fn warn(&self, text: &str) {
         eprintln!("larder: warning: {text}");
     }
 
+    #[expect(clippy::unused_self, reason = "all printing goes through a printer")]
     pub(super) fn error(&self, error: &dyn StdError) {
         eprintln!("larder: error: {}", chain(error));
     }
@@ -152,24 +145,12 @@ mod tests {
 
     #[test]
     fn numbers_are_for_people() {
-        assert_eq!(
-            [0, 999, 1000, 1_234_567].map(count),
-            ["0", "999", "1,000", "1,234,567"]
-        );
+        assert_eq!([0, 999, 1000, 1_234_567].map(count), ["0", "999", "1,000", "1,234,567"]);
         let sizes = [0, 1023, 1024, 1536, 40 << 20, (1 << 30) - 1].map(bytes);
-        assert_eq!(
-            sizes,
-            ["0 B", "1023 B", "1.0 KiB", "1.5 KiB", "40 MiB", "1.0 GiB"]
-        );
+        assert_eq!(sizes, ["0 B", "1023 B", "1.0 KiB", "1.5 KiB", "40 MiB", "1.0 GiB"]);
         let times = [12, 999, 1000, 41_234, 600_000, 36_000_000]
             .map(|millis| duration(Duration::from_millis(millis)));
-        assert_eq!(
-            times,
-            ["12 ms", "999 ms", "1.0 s", "41.2 s", "10 min", "10.0 h"]
-        );
-        assert_eq!(
-            [counted(1, "file"), counted(2, "file")],
-            ["1 file", "2 files"]
-        );
+        assert_eq!(times, ["12 ms", "999 ms", "1.0 s", "41.2 s", "10 min", "10.0 h"]);
+        assert_eq!([counted(1, "file"), counted(2, "file")], ["1 file", "2 files"]);
     }
 }

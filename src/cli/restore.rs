@@ -18,10 +18,7 @@ pub(super) fn main(global: &Global, args: &Restore, printer: &Printer) -> Result
     })?;
     let restored = restored.ok_or(Error::Miss)?;
     let took = started.elapsed();
-    printer.result(
-        || format!("restored {}", words(&restored, took)),
-        || object(&restored, took),
-    );
+    printer.result(|| format!("restored {}", words(&restored, took)), || object(&restored, took));
     explain(&restored, printer);
     maintain(&cache, printer);
     Ok(Status::Done)
@@ -41,11 +38,7 @@ pub(super) fn words(restored: &Restored, took: Duration) -> String {
         .filter(|(counts, _)| counts.files > 0)
         .map(|(counts, verb)| format!("{} {verb}", print::bytes(counts.bytes)))
         .collect();
-    let told = if told.is_empty() {
-        String::new()
-    } else {
-        format!(", {}", told.join(", "))
-    };
+    let told = if told.is_empty() { String::new() } else { format!(", {}", told.join(", ")) };
     format!("{}{told} in {}", counted(files, "file"), duration(took))
 }
 

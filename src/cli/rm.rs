@@ -9,15 +9,7 @@ pub(super) fn main(global: &Global, args: &Key, printer: &Printer) -> Result<Sta
     let key = parse_key(&args.key)?;
     let (cache, _) = open_cache(global, None)?;
     let is_removed = cache.remove(&key)?;
-    let word = if is_removed {
-        "removed"
-    } else {
-        "no entry for this key"
-    };
+    let word = if is_removed { "removed" } else { "no entry for this key" };
     printer.result(|| word.to_owned(), || json!({ "removed": is_removed }));
-    Ok(if is_removed {
-        Status::Done
-    } else {
-        Status::Miss
-    })
+    Ok(if is_removed { Status::Done } else { Status::Miss })
 }

@@ -54,11 +54,7 @@ impl Settings {
             Some(durability) => durability,
             None => parse(of_store.durability.as_deref())?.unwrap_or_default(),
         };
-        Ok(Settings {
-            store,
-            durability,
-            workspace: file,
-        })
+        Ok(Settings { store, durability, workspace: file })
     }
 
     pub(super) fn cache_options(&self) -> CacheOptions {
@@ -67,15 +63,12 @@ impl Settings {
 
     pub(super) fn restore_options(&self, links: &Links) -> Result<RestoreOptions, Failure> {
         let file = &self.workspace;
-        let link_mode: Option<LinkMode> = links
-            .link_mode
-            .map_or_else(|| parse(file.link_mode.as_deref()), keep)?;
-        let mtime_mode: Option<MtimeMode> = links
-            .mtime
-            .map_or_else(|| parse(file.mtime.as_deref()), keep)?;
-        let verify_level: Option<VerifyLevel> = links
-            .verify
-            .map_or_else(|| parse(file.verify.as_deref()), keep)?;
+        let link_mode: Option<LinkMode> =
+            links.link_mode.map_or_else(|| parse(file.link_mode.as_deref()), keep)?;
+        let mtime_mode: Option<MtimeMode> =
+            links.mtime.map_or_else(|| parse(file.mtime.as_deref()), keep)?;
+        let verify_level: Option<VerifyLevel> =
+            links.verify.map_or_else(|| parse(file.verify.as_deref()), keep)?;
         Ok(RestoreOptions::default()
             .with_link_mode(link_mode.unwrap_or_default())
             .with_mtime_mode(mtime_mode.unwrap_or_default())
@@ -92,10 +85,7 @@ impl Settings {
     }
 }
 
-#[expect(
-    clippy::unnecessary_wraps,
-    reason = "has the shape of `parse`, its alternative"
-)]
+#[expect(clippy::unnecessary_wraps, reason = "has the shape of `parse`, its alternative")]
 fn keep<T>(value: T) -> Result<Option<T>, Failure> {
     Ok(Some(value))
 }
@@ -117,11 +107,7 @@ fn read<T: Default + for<'de> Deserialize<'de>>(path: &Path) -> Result<T, Failur
 }
 
 fn default_store() -> Result<PathBuf, Failure> {
-    let folder = |name| {
-        std::env::var_os(name)
-            .map(PathBuf::from)
-            .filter(|path| path.is_absolute())
-    };
+    let folder = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
     let cache = folder("XDG_CACHE_HOME").or_else(|| Some(folder("HOME")?.join(".cache")));
     let cache = cache.ok_or_else(|| {
         Failure::Usage("no store: neither --store, LARDER_DIR nor HOME is set".into())

@@ -43,28 +43,15 @@ fn text(manifest: &Manifest, parts: &[(String, String)]) -> String {
     }
     for node in &manifest.nodes {
         match &node.kind {
-            NodeKind::Directory { mode } => line(format_args!(
-                "{mode:04o} {:>12} {:12} {}/",
-                "", "", node.path
-            )),
-            NodeKind::File {
-                digest,
-                size_bytes,
-                mode,
-                ..
-            } => {
-                line(format_args!(
-                    "{mode:04o} {size_bytes:>12} {} {}",
-                    digest.short(),
-                    node.path
-                ));
+            NodeKind::Directory { mode } => {
+                line(format_args!("{mode:04o} {:>12} {:12} {}/", "", "", node.path));
+            }
+            NodeKind::File { digest, size_bytes, mode, .. } => {
+                line(format_args!("{mode:04o} {size_bytes:>12} {} {}", digest.short(), node.path));
             }
             NodeKind::Symlink { target } => {
                 let target = String::from_utf8_lossy(target);
-                line(format_args!(
-                    "link {:>12} {:12} {} -> {target}",
-                    "", "", node.path
-                ));
+                line(format_args!("link {:>12} {:12} {} -> {target}", "", "", node.path));
             }
             _ => line(format_args!("     {:>12} {:12} {}", "", "", node.path)),
         }
@@ -80,12 +67,7 @@ fn object(manifest: &Manifest, parts: &[(String, String)]) -> Value {
         NodeKind::Directory { mode } => {
             json!({ "path": path(&node.path), "type": "directory", "mode": mode })
         }
-        NodeKind::File {
-            digest,
-            size_bytes,
-            mode,
-            modified,
-        } => json!({
+        NodeKind::File { digest, size_bytes, mode, modified } => json!({
             "path": path(&node.path), "type": "file", "mode": mode, "digest": digest.to_string(), "bytes": size_bytes,
             "modified": modified.map(|time| json!([time.seconds, time.nanoseconds])),
         }),

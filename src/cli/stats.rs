@@ -35,8 +35,7 @@ pub(super) fn main(global: &Global, printer: &Printer) -> Result<Status, Failure
                     ),
                 ),
             ];
-            rows.map(|(name, value)| format!("{name:<13} {value}"))
-                .join("\n")
+            rows.map(|(name, value)| format!("{name:<13} {value}")).join("\n")
         },
         || {
             json!({

@@ -21,9 +21,8 @@ pub(super) fn main(global: &Global, args: &Store, printer: &Printer) -> Result<S
     }
     let (cache, _) = open_cache(global, Some(&args.workspace))?;
     let cancel = Cancel::new();
-    let stored = progress::counting(printer, "storing", &cancel, || {
-        cache.store(&key, &entry, &cancel)
-    })?;
+    let stored =
+        progress::counting(printer, "storing", &cancel, || cache.store(&key, &entry, &cancel))?;
     printer.result(
         || {
             format!(

@@ -9,24 +9,13 @@ use serde_json::{Value, json};
 pub(super) fn main(global: &Global, args: &Verify, printer: &Printer) -> Result<Status, Failure> {
     let (cache, _) = open_cache(global, None)?;
     let repair = if args.repair { Repair::Yes } else { Repair::No };
-    let total = if printer.wants_progress() {
-        cache.blob_bytes()?
-    } else {
-        0
-    };
+    let total = if printer.wants_progress() { cache.blob_bytes()? } else { 0 };
     let bar = progress::bytes(printer, "verifying", total);
     let report = cache.scrub(repair, &Cancel::new(), &mut |bytes| bar.inc(bytes));
     bar.finish_and_clear();
     let report = report?;
-    printer.result(
-        || text(&report, args.repair),
-        || object(&report, args.repair),
-    );
-    Ok(if report.is_clean() {
-        Status::Done
-    } else {
-        Status::Damage
-    })
+    printer.result(|| text(&report, args.repair), || object(&report, args.repair));
+    Ok(if report.is_clean() { Status::Done } else { Status::Damage })
 }
 
 fn text(report: &ScrubReport, is_repaired: bool) -> String {
@@ -38,23 +27,12 @@ fn text(report: &ScrubReport, is_repaired: bool) -> String {
     )];
     let mut list = |what: &str, items: &[String], deed: &str| {
         for item in items {
-            lines.push(format!(
-                "{what} {item}{}",
-                if is_repaired { deed } else { "" }
-            ));
+            lines.push(format!("{what} {item}{}", if is_repaired { deed } else { "" }));
         }
     };
     list("damaged blob", &report.damaged_blobs, ": quarantined");
-    list(
-        "damaged manifest",
-        &report.damaged_manifests,
-        ": quarantined",
-    );
-    list(
-        "entry that cannot be restored:",
-        &report.broken_entries,
-        ": dropped",
-    );
+    list("damaged manifest", &report.damaged_manifests, ": quarantined");
+    list("entry that cannot be restored:", &report.broken_entries, ": dropped");
     if report.is_index_damaged {
         lines.push(
             "the index was damaged and is set aside; entries are found without it".to_owned(),
@@ -69,41 +47,17 @@ fn text(report: &ScrubReport, is_repaired: bool) -> String {
             ));
         }
     };
-    number(
-        report.newer_entries,
-        "entry of a newer version",
-        "entries of a newer version",
-        "",
-    );
-    number(
-        report.damaged_rows,
-        "damaged index row",
-        "damaged index rows",
-        ": index written anew",
-    );
-    number(
-        report.stale_rows,
-        "stale index row",
-        "stale index rows",
-        ": index written anew",
-    );
+    number(report.newer_entries, "entry of a newer version", "entries of a newer version", "");
+    number(report.damaged_rows, "damaged index row", "damaged index rows", ": index written anew");
+    number(report.stale_rows, "stale index row", "stale index rows", ": index written anew");
     number(
         report.orphan_blobs,
         "blob that no entry needs",
         "blobs that no entry needs",
         ": removed",
     );
-    number(
-        report.strangers,
-        "file that is not ours",
-        "files that are not ours",
-        "",
-    );
-    lines.push(if report.is_clean() {
-        "clean".to_owned()
-    } else {
-        "damage found".to_owned()
-    });
+    number(report.strangers, "file that is not ours", "files that are not ours", "");
+    lines.push(if report.is_clean() { "clean".to_owned() } else { "damage found".to_owned() });
     lines.join("\n")
 }
 

@@ -4,9 +4,10 @@
 /// missing is found by trying; switching one off forces its fallback, which is how the tests run
 /// over each of them on any machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a system call of its own")]
 #[non_exhaustive]
 pub struct Capabilities {
-    /// openat2(2) with RESOLVE_BENEATH and RESOLVE_NO_SYMLINKS (Linux 5.6). Fallback: one
+    /// openat2(2) with `RESOLVE_BENEATH` and `RESOLVE_NO_SYMLINKS` (Linux 5.6). Fallback: one
     /// openat(2) with `O_NOFOLLOW` for each component.
     pub openat2: bool,
     /// renameat2(2) with `RENAME_NOREPLACE` (Linux 3.15). Fallback: linkat(2) and unlinkat(2) for

@@ -33,11 +33,7 @@ impl Claim {
             let is_ours =
                 parent.stat(&name)?.map(|stat| stat.inode) == Some(dir.stat_self()?.inode);
             if let (Some(lock), true) = (lock, is_ours) {
-                return Ok(Claim {
-                    name,
-                    dir,
-                    _lock: lock,
-                });
+                return Ok(Claim { name, dir, _lock: lock });
             }
         }
     }

@@ -60,13 +60,7 @@ pub(crate) fn copy_contents(
             let copied = match copy_range(source, target, offset, wanted, capabilities)? {
                 Some(copied) if copied > 0 => copied,
                 // Also for 0, which some FUSE filesystems say before the end.
-                _ => copy_piece(
-                    source,
-                    target,
-                    offset,
-                    wanted.min(BUFFER_BYTES),
-                    &mut buffer,
-                )?,
+                _ => copy_piece(source, target, offset, wanted.min(BUFFER_BYTES), &mut buffer)?,
             };
             if copied == 0 {
                 break; // The source became shorter; the caller's second stat tells.
@@ -147,7 +141,7 @@ pub(crate) fn read_exactly(file: &File, size_bytes: usize, buffer: &mut Vec<u8>)
 /// The parts of a file that hold data. A file with as many blocks as its length needs is taken as
 /// one range without asking (lseek(2) with `SEEK_DATA`, `SEEK_HOLE`).
 fn data_ranges(file: &File, stat: &FileStat) -> Vec<Range<u64>> {
-    let whole = || vec![0..stat.size_bytes];
+    let whole = || Vec::from([Range { start: 0, end: stat.size_bytes }]);
     if stat.allocated_bytes >= stat.size_bytes {
         return whole();
     }
@@ -237,20 +231,8 @@ mod tests {
 
     #[test]
     fn copies_agree_with_the_source_and_keep_holes() -> io::Result<()> {
-        let sizes = [
-            0,
-            1,
-            4095,
-            4096,
-            BUFFER_BYTES - 1,
-            BUFFER_BYTES,
-            BUFFER_BYTES + 1,
-            3 << 20,
-        ];
-        for (size, is_sparse) in sizes
-            .into_iter()
-            .flat_map(|size| [(size, false), (size, true)])
-        {
+        let sizes = [0, 1, 4095, 4096, BUFFER_BYTES - 1, BUFFER_BYTES, BUFFER_BYTES + 1, 3 << 20];
+        for (size, is_sparse) in sizes.into_iter().flat_map(|size| [(size, false), (size, true)]) {
             let mut source = tempfile::tempfile()?;
             if is_sparse {
                 source.set_len(size as u64)?;
@@ -260,9 +242,7 @@ mod tests {
                 }
             } else {
                 source.write_all(
-                    &(0..size)
-                        .map(|index| (index * 31 % 251) as u8)
-                        .collect::<Vec<_>>(),
+                    &(0..size).map(|index| (index * 31 % 251) as u8).collect::<Vec<_>>(),
                 )?;
             }
             let stat = stat_file(&source)?;
@@ -277,11 +257,7 @@ mod tests {
             }
             let mut target = tempfile::tempfile()?;
             let digest = copy_hashing(&source, &mut target, &stat, &|| true)?;
-            assert_eq!(
-                contents(&mut target)?,
-                expected,
-                "hashing copy of {size} bytes"
-            );
+            assert_eq!(contents(&mut target)?, expected, "hashing copy of {size} bytes");
             assert_eq!(digest, Digest::of(&expected));
             assert_eq!(hash_contents(&source, &|| true)?, (digest, size as u64));
         }

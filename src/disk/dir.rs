@@ -17,15 +17,11 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Component, Path};
 
-const DIRECTORY: OFlags = OFlags::RDONLY
-    .union(OFlags::DIRECTORY)
-    .union(OFlags::NOFOLLOW)
-    .union(OFlags::CLOEXEC);
+const DIRECTORY: OFlags =
+    OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 /// A FIFO opened so returns at once, and a terminal does not become ours.
-const REGULAR: OFlags = OFlags::NONBLOCK
-    .union(OFlags::NOFOLLOW)
-    .union(OFlags::NOCTTY)
-    .union(OFlags::CLOEXEC);
+const REGULAR: OFlags =
+    OFlags::NONBLOCK.union(OFlags::NOFOLLOW).union(OFlags::NOCTTY).union(OFlags::CLOEXEC);
 
 /// An open directory.
 #[derive(Debug)]
@@ -54,10 +50,7 @@ impl Dir {
     /// Opens the directory `name` here; a symlink is an error.
     pub(crate) fn open_child(&self, name: &OsStr) -> io::Result<Dir> {
         let fd = rustix::fs::openat(&self.fd, name, DIRECTORY, Mode::empty())?;
-        Ok(Dir {
-            fd,
-            capabilities: self.capabilities,
-        })
+        Ok(Dir { fd, capabilities: self.capabilities })
     }
 
     /// Opens the directory at a relative path below this one. Never leaves it and never passes
@@ -69,10 +62,7 @@ impl Dir {
             return self.open_child(OsStr::new("."));
         }
         if let Some(fd) = self.open_resolved(path, DIRECTORY)? {
-            return Ok(Dir {
-                fd,
-                capabilities: self.capabilities,
-            });
+            return Ok(Dir { fd, capabilities: self.capabilities });
         }
         let mut dir: Option<Dir> = None;
         for name in components(path)? {
@@ -114,11 +104,7 @@ impl Dir {
 
     /// Makes the directory `name`, which must be free.
     pub(crate) fn make_new(&self, name: &OsStr, mode: u32) -> io::Result<Placed> {
-        placed(rustix::fs::mkdirat(
-            &self.fd,
-            name,
-            Mode::from_raw_mode(mode),
-        ))
+        placed(rustix::fs::mkdirat(&self.fd, name, Mode::from_raw_mode(mode)))
     }
 
     /// Opens the regular file `name` for reading. Anything else is an error of kind `InvalidInput`,
@@ -135,22 +121,12 @@ impl Dir {
     /// Opens the regular file `name` for reading and writing, making it if need be.
     pub(crate) fn open_or_create(&self, name: &OsStr, mode: u32) -> io::Result<(File, FileStat)> {
         let flags = REGULAR | OFlags::RDWR | OFlags::CREATE;
-        checked_regular(rustix::fs::openat(
-            &self.fd,
-            name,
-            flags,
-            Mode::from_raw_mode(mode),
-        )?)
+        checked_regular(rustix::fs::openat(&self.fd, name, flags, Mode::from_raw_mode(mode))?)
     }
 
     /// Opens the existing regular file `name` for reading and writing.
     pub(crate) fn open_for_update(&self, name: &OsStr) -> io::Result<(File, FileStat)> {
-        checked_regular(rustix::fs::openat(
-            &self.fd,
-            name,
-            REGULAR | OFlags::RDWR,
-            Mode::empty(),
-        )?)
+        checked_regular(rustix::fs::openat(&self.fd, name, REGULAR | OFlags::RDWR, Mode::empty())?)
     }
 
     /// Makes the file `name`, which must be free, and opens it for reading and writing.
@@ -208,9 +184,7 @@ impl Dir {
                 renamed => return placed(renamed),
             }
         }
-        let is_directory = self
-            .stat(name)?
-            .is_some_and(|stat| stat.kind == FileKind::Directory);
+        let is_directory = self.stat(name)?.is_some_and(|stat| stat.kind == FileKind::Directory);
         if is_directory {
             if target.stat(target_name)?.is_some() {
                 return Ok(Placed::Occupied);
@@ -243,13 +217,7 @@ impl Dir {
         target: &Dir,
         target_name: &OsStr,
     ) -> io::Result<Placed> {
-        placed(rustix::fs::linkat(
-            &self.fd,
-            name,
-            &target.fd,
-            target_name,
-            AtFlags::empty(),
-        ))
+        placed(rustix::fs::linkat(&self.fd, name, &target.fd, target_name, AtFlags::empty()))
     }
 
     /// Makes a symlink with exactly this text; `name` must be free.
@@ -313,12 +281,7 @@ impl Dir {
 
     #[cfg(not(target_os = "linux"))]
     fn make_accessible(&self, name: &OsStr) -> io::Result<()> {
-        Ok(rustix::fs::chmodat(
-            &self.fd,
-            name,
-            Mode::RWXU,
-            AtFlags::SYMLINK_NOFOLLOW,
-        )?)
+        Ok(rustix::fs::chmodat(&self.fd, name, Mode::RWXU, AtFlags::SYMLINK_NOFOLLOW)?)
     }
 
     /// Which mount this directory lies on: renames work within one (statx(2), `stx_mnt_id`). Where
@@ -412,10 +375,7 @@ impl AsFd for Dir {
 fn checked_regular(fd: OwnedFd) -> io::Result<(File, FileStat)> {
     let stat = FileStat::from(&rustix::fs::fstat(&fd)?);
     if stat.kind != FileKind::Regular {
-        return Err(io::Error::new(
-            io::ErrorKind::InvalidInput,
-            "not a regular file",
-        ));
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
     }
     Ok((fd.into(), stat))
 }
@@ -475,14 +435,8 @@ mod tests {
             std::os::unix::fs::symlink("/etc", path.join("out"))?;
             assert!(dir.open_beneath(Path::new("real/deep")).is_ok());
             for escape in ["link/deep", "link", "out", "../x", "/etc", "real/../real"] {
-                assert!(
-                    dir.open_beneath(Path::new(escape)).is_err(),
-                    "{escape} must not open"
-                );
-                assert!(
-                    dir.make_beneath(Path::new(escape)).is_err(),
-                    "{escape} must not be made"
-                );
+                assert!(dir.open_beneath(Path::new(escape)).is_err(), "{escape} must not open");
+                assert!(dir.make_beneath(Path::new(escape)).is_err(), "{escape} must not be made");
             }
             assert!(dir.open_regular_beneath(Path::new("out/passwd")).is_err());
             Ok(())
@@ -512,23 +466,11 @@ mod tests {
                 std::fs::write(path.join(name), name)?;
                 std::fs::create_dir_all(path.join(format!("{name}-dir/{name}")))?;
             }
-            assert_eq!(
-                dir.rename_new("a".as_ref(), dir, "b".as_ref())?,
-                Placed::Occupied
-            );
+            assert_eq!(dir.rename_new("a".as_ref(), dir, "b".as_ref())?, Placed::Occupied);
             assert_eq!(std::fs::read(path.join("b"))?, b"b");
-            assert_eq!(
-                dir.rename_new("a-dir".as_ref(), dir, "b-dir".as_ref())?,
-                Placed::Occupied
-            );
-            assert_eq!(
-                dir.rename_new("a".as_ref(), dir, "c".as_ref())?,
-                Placed::Here
-            );
-            assert_eq!(
-                dir.rename_new("a-dir".as_ref(), dir, "c-dir".as_ref())?,
-                Placed::Here
-            );
+            assert_eq!(dir.rename_new("a-dir".as_ref(), dir, "b-dir".as_ref())?, Placed::Occupied);
+            assert_eq!(dir.rename_new("a".as_ref(), dir, "c".as_ref())?, Placed::Here);
+            assert_eq!(dir.rename_new("a-dir".as_ref(), dir, "c-dir".as_ref())?, Placed::Here);
             assert!(dir.stat("a".as_ref())?.is_none() && dir.stat("c".as_ref())?.is_some());
             Ok(())
         })
@@ -542,8 +484,7 @@ mod tests {
             std::fs::create_dir_all(path.join("tree/sub"))?;
             std::fs::write(path.join("tree/sub/file"), "x")?;
             std::os::unix::fs::symlink(outside.path(), path.join("tree/link"))?;
-            dir.open_beneath(Path::new("tree/sub"))?
-                .set_mode_self(0o000)?;
+            dir.open_beneath(Path::new("tree/sub"))?.set_mode_self(0o000)?;
             dir.remove_all(OsStr::new("tree"))?;
             assert!(!path.join("tree").exists());
             assert!(outside.path().join("keep").exists());

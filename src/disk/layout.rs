@@ -79,14 +79,8 @@ pub(crate) fn is_ours(name: &str) -> bool {
 /// Whether a name in the root of a store is that of a file which was being made to replace another.
 /// Such files live for milliseconds; one that is older was left by a process that died.
 pub(crate) fn is_replacement(name: &str) -> bool {
-    let suffix = |file: &str| {
-        name.strip_prefix(file)
-            .and_then(|rest| rest.strip_prefix('.'))
-    };
-    [FORMAT, IDENTITY, INDEX, STAMPS]
-        .into_iter()
-        .filter_map(suffix)
-        .any(is_random)
+    let suffix = |file: &str| name.strip_prefix(file).and_then(|rest| rest.strip_prefix('.'));
+    [FORMAT, IDENTITY, INDEX, STAMPS].into_iter().filter_map(suffix).any(is_random)
 }
 
 fn is_random(suffix: &str) -> bool {
@@ -127,10 +121,7 @@ impl Shard {
     /// Where the manifest of a task lies.
     pub(crate) fn of_manifest(digest: &[u8; 32]) -> Shard {
         let hex = blake3::Hash::from_bytes(*digest).to_hex();
-        Shard {
-            folder: hex[..2].into(),
-            name: format!("{}/{}", &hex[..2], &hex[2..]).into(),
-        }
+        Shard { folder: hex[..2].into(), name: format!("{}/{}", &hex[..2], &hex[2..]).into() }
     }
 
     /// Reads folder and file name back; `None` for names that we do not write.

@@ -39,8 +39,9 @@ impl Lock {
 
     /// Waits for the lock, asking `is_cancelled` between tries. `None` if cancelled.
     ///
-    /// Polls with growing pauses of 1 to 20 ms instead of sleeping in the kernel, since a thread
+    /// Takes the file so that nobody else uses it. Polls with growing pauses of 1 to 20 ms instead of sleeping in the kernel, since a thread
     /// that sleeps in flock(2) cannot be told that nobody wants its result any more.
+    #[expect(clippy::needless_pass_by_value, reason = "the lock belongs to this open file")]
     pub(crate) fn acquire(
         file: File,
         mode: LockMode,

@@ -85,8 +85,5 @@ pub(crate) fn is_unreadable(error: &io::Error) -> bool {
 /// expected.
 pub(crate) fn is_not_a_directory(error: &io::Error) -> bool {
     use rustix::io::Errno;
-    matches!(
-        Errno::from_io_error(error),
-        Some(Errno::LOOP | Errno::NOTDIR | Errno::XDEV)
-    )
+    matches!(Errno::from_io_error(error), Some(Errno::LOOP | Errno::NOTDIR | Errno::XDEV))
 }

@@ -69,20 +69,12 @@ impl FileStat {
     }
 
     pub(crate) fn stamp(&self) -> Stamp {
-        Stamp {
-            inode: self.inode,
-            size_bytes: self.size_bytes,
-            modified: self.modified,
-        }
+        Stamp { inode: self.inode, size_bytes: self.size_bytes, modified: self.modified }
     }
 }
 
 // The libc types differ from one platform to the next.
-#[expect(
-    clippy::unnecessary_cast,
-    clippy::cast_lossless,
-    reason = "field types differ between platforms"
-)]
+#[expect(clippy::unnecessary_cast, reason = "field types differ between platforms")]
 impl From<&Stat> for FileStat {
     fn from(stat: &Stat) -> FileStat {
         FileStat {

@@ -18,16 +18,9 @@ pub(crate) fn set_mode(file: &File, mode: u32) -> io::Result<()> {
 }
 
 /// Sets the modification time of an open file; leaves the access time alone.
-#[expect(
-    clippy::useless_conversion,
-    reason = "the field types differ between platforms"
-)]
 pub(crate) fn set_modified(file: &File, modified: Timestamp) -> io::Result<()> {
     let times = Timestamps {
-        last_access: Timespec {
-            tv_sec: 0,
-            tv_nsec: rustix::fs::UTIME_OMIT,
-        },
+        last_access: Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_OMIT },
         last_modification: Timespec {
             tv_sec: modified.seconds,
             tv_nsec: modified.nanoseconds.into(),
@@ -53,13 +46,8 @@ pub(crate) fn sync_filesystem(handle: impl AsFd) -> io::Result<()> {
 
 /// The time now; the epoch if the clock is set before it.
 pub(crate) fn now() -> Timestamp {
-    let since = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
-    Timestamp {
-        seconds: since.as_secs() as i64,
-        nanoseconds: since.subsec_nanos(),
-    }
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Timestamp { seconds: since.as_secs() as i64, nanoseconds: since.subsec_nanos() }
 }
 
 /// Random bytes from the kernel.

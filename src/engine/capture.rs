@@ -38,14 +38,9 @@ impl CacheEntry {
     pub fn capture(workspace: &Path, declared: &[OutputDeclaration]) -> Result<CacheEntry> {
         let dir = Dir::open(workspace, Capabilities::all())
             .context("open the workspace", || workspace)?;
-        let mut entry = CacheEntry {
-            workspace: Some(workspace.to_path_buf()),
-            ..CacheEntry::default()
-        };
-        let mut capture = Capture {
-            workspace: Arc::new(dir),
-            outputs: Vec::new(),
-        };
+        let mut entry =
+            CacheEntry { workspace: Some(workspace.to_path_buf()), ..CacheEntry::default() };
+        let mut capture = Capture { workspace: Arc::new(dir), outputs: Vec::new() };
         let mut globs = Vec::new();
         for declaration in declared {
             if declaration.kind == OutputKind::Orchestrator {
@@ -58,10 +53,7 @@ impl CacheEntry {
                     reason,
                 })?;
                 capture.glob(&path, &glob)?;
-                globs.push(Root {
-                    path,
-                    kind: RootKind::Glob,
-                });
+                globs.push(Root { path, kind: RootKind::Glob });
             } else {
                 entry.roots.push(capture.path(path, declaration.kind)?);
             }
@@ -78,10 +70,8 @@ impl CacheEntry {
 /// Takes a declared path the way people write them: `./dist/` is `dist`.
 pub(super) fn parse(text: &str) -> Result<OutputPath> {
     let tidy = text.trim_start_matches("./").trim_end_matches('/');
-    OutputPath::parse(tidy).map_err(|error| Error::InvalidOutput {
-        path: text.into(),
-        reason: error.0,
-    })
+    OutputPath::parse(tidy)
+        .map_err(|error| Error::InvalidOutput { path: text.into(), reason: error.0 })
 }
 
 struct Capture {
@@ -91,15 +81,9 @@ struct Capture {
 
 impl Capture {
     fn path(&mut self, path: OutputPath, kind: OutputKind) -> Result<Root> {
-        let missing = || Error::OutputMissing {
-            path: path.as_path().to_path_buf(),
-        };
-        let invalid = |reason| {
-            Err(Error::InvalidOutput {
-                path: path.as_path().to_path_buf(),
-                reason,
-            })
-        };
+        let missing = || Error::OutputMissing { path: path.as_path().to_path_buf() };
+        let invalid =
+            |reason| Err(Error::InvalidOutput { path: path.as_path().to_path_buf(), reason });
         let parent = match self.workspace.open_beneath(path.parent()) {
             Ok(parent) => parent,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(missing()),
@@ -108,31 +92,20 @@ impl Capture {
             }
             Err(error) => return Err(error).context("open the folder of", || &path),
         };
-        let stat = parent
-            .stat(path.name())
-            .context("look at", || &path)?
-            .ok_or_else(missing)?;
+        let stat = parent.stat(path.name()).context("look at", || &path)?.ok_or_else(missing)?;
         match (stat.kind, kind) {
             (FileKind::Directory, _)
-                if parent
-                    .open_child(path.name())
-                    .is_ok_and(|dir| identity::is_store(&dir)) =>
+                if parent.open_child(path.name()).is_ok_and(|dir| identity::is_store(&dir)) =>
             {
                 invalid("it is a store")
             }
             (FileKind::Directory, OutputKind::Any | OutputKind::Directory) => {
                 self.tree(&parent, &path, FileKind::Directory)?;
-                Ok(Root {
-                    path,
-                    kind: RootKind::Directory,
-                })
+                Ok(Root { path, kind: RootKind::Directory })
             }
             (FileKind::Regular | FileKind::Symlink, OutputKind::Any | OutputKind::File) => {
                 self.tree(&parent, &path, stat.kind)?;
-                Ok(Root {
-                    path,
-                    kind: RootKind::File,
-                })
+                Ok(Root { path, kind: RootKind::File })
             }
             (FileKind::Special, _) => invalid("it is neither a file, a directory nor a symlink"),
             (FileKind::Directory, _) => invalid("it was declared as a file and is a directory"),
@@ -146,13 +119,10 @@ impl Capture {
         match kind {
             FileKind::Regular => {
                 let source = SourceFile::captured(Arc::clone(&self.workspace), place.clone());
-                self.outputs
-                    .push(CacheOutput::new(place, OutputContent::File(source)));
+                self.outputs.push(CacheOutput::new(place, OutputContent::File(source)));
             }
             FileKind::Symlink => {
-                let target = parent
-                    .read_link(path.name())
-                    .context("read the symlink", || path)?;
+                let target = parent.read_link(path.name()).context("read the symlink", || path)?;
                 self.outputs.push(CacheOutput::symlink(place, target));
             }
             FileKind::Special => {
@@ -167,8 +137,7 @@ impl Capture {
                     return Ok(());
                 }
                 let stat = dir.stat_self().context("look at", || path)?;
-                self.outputs
-                    .push(CacheOutput::directory(place).with_mode(stat.mode & 0o777));
+                self.outputs.push(CacheOutput::directory(place).with_mode(stat.mode & 0o777));
                 for (name, kind) in dir.entries().context("list", || path)? {
                     if !is_leftover(&name) {
                         self.tree(&dir, &join(path, &name)?, kind)?;
@@ -188,10 +157,7 @@ impl Capture {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             Err(error) if crate::disk::is_not_a_directory(&error) => {
                 let reason = "the folder of the pattern lies behind a symlink";
-                return Err(Error::InvalidOutput {
-                    path: pattern.as_path().into(),
-                    reason,
-                });
+                return Err(Error::InvalidOutput { path: pattern.as_path().into(), reason });
             }
             Err(error) => return Err(error).context("open", || start),
         };
@@ -207,10 +173,7 @@ impl Capture {
             let path = match at {
                 Some(at) => join(at, &name)?,
                 None => OutputPath::from_bytes(name.as_bytes()).map_err(|error| {
-                    Error::InvalidOutput {
-                        path: name.clone().into(),
-                        reason: error.0,
-                    }
+                    Error::InvalidOutput { path: name.clone().into(), reason: error.0 }
                 })?,
             };
             if glob.is_match(path.as_path()) {
@@ -230,14 +193,11 @@ impl Capture {
 }
 
 fn join(path: &OutputPath, name: &OsStr) -> Result<OutputPath> {
-    path.join(name).map_err(|error| Error::InvalidOutput {
-        path: path.as_path().join(name),
-        reason: error.0,
-    })
+    path.join(name)
+        .map_err(|error| Error::InvalidOutput { path: path.as_path().join(name), reason: error.0 })
 }
 
 /// What a killed restore left is no output.
 fn is_leftover(name: &OsStr) -> bool {
-    name.as_bytes()
-        .starts_with(layout::RESTORE_PREFIX.as_bytes())
+    name.as_bytes().starts_with(layout::RESTORE_PREFIX.as_bytes())
 }

@@ -28,16 +28,13 @@ pub fn remove_outputs(
     let store = store.strip_prefix(&canonical).ok();
     let dir =
         Dir::open(workspace, Capabilities::all()).context("open the workspace", || workspace)?;
-    for declaration in declared
-        .iter()
-        .filter(|declaration| declaration.kind != OutputKind::Orchestrator)
+    for declaration in
+        declared.iter().filter(|declaration| declaration.kind != OutputKind::Orchestrator)
     {
         let path = parse(&declaration.path)?;
         if declaration.is_pattern() {
-            let glob = compile_glob(&path).map_err(|reason| Error::InvalidOutput {
-                path: path.as_path().into(),
-                reason,
-            })?;
+            let glob = compile_glob(&path)
+                .map_err(|reason| Error::InvalidOutput { path: path.as_path().into(), reason })?;
             let prefix = literal_prefix(&path);
             let start = prefix.as_ref().map_or(Path::new(""), OutputPath::as_path);
             if let Some(start) = open(&dir, start, &path)? {
@@ -91,9 +88,7 @@ fn remove_matches(
 }
 
 fn remove(parent: &Dir, path: &OutputPath, store: Option<&Path>) -> Result<()> {
-    let is_store = parent
-        .open_child(path.name())
-        .is_ok_and(|dir| identity::is_store(&dir));
+    let is_store = parent.open_child(path.name()).is_ok_and(|dir| identity::is_store(&dir));
     if is_store || store.is_some_and(|store| store.starts_with(path.as_path())) {
         return Err(Error::InvalidOutput {
             path: path.as_path().into(),

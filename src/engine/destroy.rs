@@ -14,12 +14,7 @@ use std::path::Path;
 /// [`Error::Busy`] if a process has it open.
 pub fn destroy(path: &Path) -> Result<()> {
     let path = std::path::absolute(path).context("find", || path)?;
-    let refuse = |reason| {
-        Err(Error::StoreRefused {
-            path: path.clone(),
-            reason,
-        })
-    };
+    let refuse = |reason| Err(Error::StoreRefused { path: path.clone(), reason });
     let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
         return refuse("it has no name of its own");
     };
@@ -36,30 +31,21 @@ pub fn destroy(path: &Path) -> Result<()> {
     if !identity::is_store(&root) {
         return refuse("it is not a store");
     }
-    let (in_use, _) = root
-        .open_or_create(layout::IN_USE.as_ref(), 0o600)
-        .context("lock", || &path)?;
+    let (in_use, _) =
+        root.open_or_create(layout::IN_USE.as_ref(), 0o600).context("lock", || &path)?;
     let Some(_lock) = Lock::try_acquire(in_use, LockMode::Exclusive).context("lock", || &path)?
     else {
         return Err(Error::Busy { path });
     };
     let entries = root.entries().context("list", || &path)?;
     let names: Vec<_> = entries.into_iter().map(|(name, _)| name).collect();
-    if !names
-        .iter()
-        .all(|name| layout::is_ours(&name.to_string_lossy()))
-    {
+    if !names.iter().all(|name| layout::is_ours(&name.to_string_lossy())) {
         return refuse("there are files in it that are not ours");
     }
-    for name in names
-        .iter()
-        .filter(|name| *name != layout::FORMAT && *name != "lost+found")
-    {
-        root.remove_all(name)
-            .context("remove", || path.join(name))?;
+    for name in names.iter().filter(|name| *name != layout::FORMAT && *name != "lost+found") {
+        root.remove_all(name).context("remove", || path.join(name))?;
     }
-    root.unlink(layout::FORMAT.as_ref())
-        .context("remove", || path.join(layout::FORMAT))?;
+    root.unlink(layout::FORMAT.as_ref()).context("remove", || path.join(layout::FORMAT))?;
     match parent.remove_dir(name) {
         // A mount point stays, empty.
         Err(error) if error.kind() == std::io::ErrorKind::ResourceBusy => Ok(()),

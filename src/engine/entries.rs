@@ -43,21 +43,13 @@ impl Cache {
             return Ok(None);
         };
         if let Some(row) = row.filter(|row| row.manifest == stat.stamp()) {
-            return Ok(Some(Hit {
-                duration_ms: row.duration_ms,
-                exit_code: row.exit_code,
-            }));
+            return Ok(Some(Hit { duration_ms: row.duration_ms, exit_code: row.exit_code }));
         }
         let Some((manifest, stat)) = self.read_manifest(task)? else {
             return Ok(None);
         };
-        self.inner
-            .index
-            .commit_later(Change::Put(*task, row_of(&manifest, &stat)));
-        Ok(Some(Hit {
-            duration_ms: manifest.duration_ms,
-            exit_code: manifest.exit_code,
-        }))
+        self.inner.index.commit_later(Change::Put(*task, row_of(&manifest, &stat)));
+        Ok(Some(Hit { duration_ms: manifest.duration_ms, exit_code: manifest.exit_code }))
     }
 
     /// The whole manifest of `task`; `None` if there is no entry. Blocking.
@@ -76,15 +68,10 @@ impl Cache {
     pub fn remove(&self, task: &TaskDigest) -> Result<bool> {
         let shard = Shard::of_manifest(task.as_bytes());
         let path = || self.manifest_path(task);
-        let is_removed = self
-            .inner
-            .manifests
-            .unlink(&shard.name)
-            .context("remove", path)?;
+        let is_removed = self.inner.manifests.unlink(&shard.name).context("remove", path)?;
         if is_removed {
             if self.inner.options.durability == Durability::Durable {
-                self.sync_folder(&shard)
-                    .context("sync the folder of", path)?;
+                self.sync_folder(&shard).context("sync the folder of", path)?;
             }
             self.inner.index.commit(Change::Remove(*task));
         }
@@ -128,17 +115,12 @@ impl Cache {
         let renamed = match staging.dir()?.rename(&name, manifests, &shard.name) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 manifests.make_child(&shard.folder, 0o700).and_then(|_| {
-                    staging
-                        .dir()
-                        .map_err(io::Error::other)?
-                        .rename(&name, manifests, &shard.name)
+                    staging.dir().map_err(io::Error::other)?.rename(&name, manifests, &shard.name)
                 })
             }
             renamed => renamed,
         };
-        renamed
-            .context("publish", path)
-            .inspect_err(|_| discard())?;
+        renamed.context("publish", path).inspect_err(|_| discard())?;
         if is_durable {
             let synced = self.sync_folder(&shard).and_then(|()| manifests.sync());
             if synced.is_err() {
@@ -147,9 +129,7 @@ impl Cache {
             }
             synced.context("sync the folder of", path)?;
         }
-        self.inner
-            .index
-            .commit(Change::Put(*task, row_of(manifest, &stat)));
+        self.inner.index.commit(Change::Put(*task, row_of(manifest, &stat)));
         Ok(())
     }
 
@@ -171,9 +151,7 @@ impl Cache {
 
     /// Whether the manifest of `task` is still the one that had this stamp.
     pub(super) fn is_manifest(&self, task: &TaskDigest, stamp: Stamp) -> Result<bool> {
-        Ok(self
-            .stat_manifest(task)?
-            .is_some_and(|stat| stat.stamp() == stamp))
+        Ok(self.stat_manifest(task)?.is_some_and(|stat| stat.stamp() == stamp))
     }
 
     /// Calls `take` for the name of each manifest file; names that are none of ours are counted.
@@ -189,10 +167,7 @@ impl Cache {
                 strangers += 1;
                 continue;
             };
-            for (name, _) in folder
-                .entries()
-                .context("list", || place().join(&folder_name))?
-            {
+            for (name, _) in folder.entries().context("list", || place().join(&folder_name))? {
                 let parsed = match (folder_name.to_str(), name.to_str()) {
                     (Some(folder), Some(name)) => Shard::parse(folder, name),
                     _ => None,
@@ -228,11 +203,7 @@ impl Cache {
             Err(DecodeError::Newer) => Ok(None),
             Err(_) => {
                 let label = format!("manifest-{}", &task.to_string()[..12]);
-                match self
-                    .inner
-                    .blobs
-                    .set_aside(&self.inner.manifests, &shard.name, &label)
-                {
+                match self.inner.blobs.set_aside(&self.inner.manifests, &shard.name, &label) {
                     Err(error) if error.kind() != io::ErrorKind::NotFound => {
                         Err(error).context("quarantine", path)
                     }
@@ -244,10 +215,7 @@ impl Cache {
 
     fn stat_manifest(&self, task: &TaskDigest) -> Result<Option<FileStat>> {
         let shard = Shard::of_manifest(task.as_bytes());
-        self.inner
-            .manifests
-            .stat(&shard.name)
-            .context("look at", || self.manifest_path(task))
+        self.inner.manifests.stat(&shard.name).context("look at", || self.manifest_path(task))
     }
 
     pub(super) fn manifest_path(&self, task: &TaskDigest) -> PathBuf {
@@ -279,9 +247,5 @@ fn is_no_manifest(error: &io::Error) -> bool {
 }
 
 pub(super) fn row_of(manifest: &Manifest, stat: &FileStat) -> Row {
-    Row {
-        manifest: stat.stamp(),
-        duration_ms: manifest.duration_ms,
-        exit_code: manifest.exit_code,
-    }
+    Row { manifest: stat.stamp(), duration_ms: manifest.duration_ms, exit_code: manifest.exit_code }
 }

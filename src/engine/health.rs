@@ -68,12 +68,8 @@ impl Cache {
         let _lock = self.lock(LockMode::Shared, &Cancel::new())?;
         let staging = self.inner.blobs.staging();
         let (name, mut file) = staging.create(0o600)?;
-        file.write_all(b"canary")
-            .context("write", || staging.path())?;
-        staging
-            .dir()?
-            .unlink(&name)
-            .context("remove", || staging.path())?;
+        file.write_all(b"canary").context("write", || staging.path())?;
+        staging.dir()?.unlink(&name).context("remove", || staging.path())?;
         Ok(())
     }
 
@@ -81,15 +77,10 @@ impl Cache {
         let capabilities = self.inner.options.capabilities;
         let workspace = Dir::open(path, capabilities).context("open the workspace", || path)?;
         let filesystem = disk::filesystem_name(&workspace).context("look at", || path)?;
-        let mut support = LinkSupport {
-            reflink: false,
-            hardlink: false,
-        };
+        let mut support = LinkSupport { reflink: false, hardlink: false };
         let staging = self.inner.blobs.staging();
         let (name, mut source) = staging.create(0o600)?;
-        source
-            .write_all(&[1; 8192])
-            .context("write", || staging.path())?;
+        source.write_all(&[1; 8192]).context("write", || staging.path())?;
         let claim = Claim::make(&workspace, layout::RESTORE_PREFIX).context("write in", || path)?;
         if capabilities.hardlink {
             let linked = staging.dir()?.link(&name, &claim.dir, OsStr::new("link"));
@@ -98,13 +89,8 @@ impl Cache {
         if let Ok(target) = claim.dir.create_new("clone".as_ref(), 0o600) {
             support.reflink = disk::clone_contents(&source, &target, capabilities).is_ok();
         }
-        workspace
-            .remove_all(&claim.name)
-            .context("clean", || path)?;
-        staging
-            .dir()?
-            .unlink(&name)
-            .context("remove", || staging.path())?;
+        workspace.remove_all(&claim.name).context("clean", || path)?;
+        staging.dir()?.unlink(&name).context("remove", || staging.path())?;
         Ok((filesystem, support))
     }
 }

@@ -53,11 +53,7 @@ impl Cache {
                     return Err(Error::Cancelled);
                 };
                 // A sweep may have removed the file before it was locked; then it locks nothing.
-                let found = self
-                    .inner
-                    .leases
-                    .stat(name.as_ref())
-                    .context("look at", path)?;
+                let found = self.inner.leases.stat(name.as_ref()).context("look at", path)?;
                 if found.is_some_and(|found| found.inode == stat.inode) {
                     locks.push(lock);
                     break;
@@ -77,10 +73,7 @@ impl Cache {
             if let Some(_lock) =
                 Lock::try_acquire(file, LockMode::Exclusive).context("lock", place)?
             {
-                self.inner
-                    .leases
-                    .unlink(&name)
-                    .context("remove", || place().join(&name))?;
+                self.inner.leases.unlink(&name).context("remove", || place().join(&name))?;
             }
         }
         Ok(())
@@ -88,11 +81,7 @@ impl Cache {
 
     /// A lock that says: outputs of this store are held by somebody, who may read their blobs.
     pub(super) fn pin(&self) -> Option<Lock> {
-        let (file, _) = self
-            .inner
-            .root
-            .open_or_create(layout::PINS.as_ref(), 0o600)
-            .ok()?;
+        let (file, _) = self.inner.root.open_or_create(layout::PINS.as_ref(), 0o600).ok()?;
         // Against a sweep that is under way; it takes milliseconds a blob at most.
         Lock::acquire(file, LockMode::Shared, &|| false).ok()?
     }
@@ -100,11 +89,8 @@ impl Cache {
     /// The same lock for whoever wants to remove blobs; `None` if somebody holds outputs.
     pub(super) fn try_lock_pins(&self) -> Result<Option<Lock>> {
         let path = || self.inner.path.join(layout::PINS);
-        let (file, _) = self
-            .inner
-            .root
-            .open_or_create(layout::PINS.as_ref(), 0o600)
-            .context("lock", path)?;
+        let (file, _) =
+            self.inner.root.open_or_create(layout::PINS.as_ref(), 0o600).context("lock", path)?;
         Lock::try_acquire(file, LockMode::Exclusive).context("lock", path)
     }
 }
@@ -125,9 +111,7 @@ fn places(workspace: &Path, roots: &[Root], mode: LockMode) -> BTreeMap<PathBuf,
     };
     for target in targets {
         for above in target.ancestors().skip(1) {
-            places
-                .entry(above.to_path_buf())
-                .or_insert(LockMode::Shared);
+            places.entry(above.to_path_buf()).or_insert(LockMode::Shared);
         }
         let held = places.entry(target).or_insert(mode);
         *held = mode.max(*held);
@@ -142,39 +126,19 @@ mod tests {
 
     #[test]
     fn nested_roots_meet_on_the_outer_one() {
-        let root = |text, kind| Root {
-            path: path(text),
-            kind,
-        };
-        let outer = places(
-            Path::new("/w"),
-            &[root("a", RootKind::Directory)],
-            LockMode::Exclusive,
-        );
-        let inner = places(
-            Path::new("/w/a/b"),
-            &[root("c", RootKind::File)],
-            LockMode::Exclusive,
-        );
+        let root = |text, kind| Root { path: path(text), kind };
+        let outer = places(Path::new("/w"), &[root("a", RootKind::Directory)], LockMode::Exclusive);
+        let inner = places(Path::new("/w/a/b"), &[root("c", RootKind::File)], LockMode::Exclusive);
         assert_eq!(outer.get(Path::new("/w/a")), Some(&LockMode::Exclusive));
         assert_eq!(inner.get(Path::new("/w/a")), Some(&LockMode::Shared));
-        let paths: Vec<_> = inner
-            .keys()
-            .map(|path| path.to_string_lossy().into_owned())
-            .collect();
+        let paths: Vec<_> = inner.keys().map(|path| path.to_string_lossy().into_owned()).collect();
         assert_eq!(paths, ["/", "/w", "/w/a", "/w/a/b", "/w/a/b/c"]);
     }
 
     #[test]
     fn a_root_above_another_root_of_one_entry_is_locked_once_and_exclusively() {
-        let glob = Root {
-            path: path("a/*.js"),
-            kind: RootKind::Glob,
-        };
-        let file = Root {
-            path: path("a/b/c"),
-            kind: RootKind::File,
-        };
+        let glob = Root { path: path("a/*.js"), kind: RootKind::Glob };
+        let file = Root { path: path("a/b/c"), kind: RootKind::File };
         let places = places(Path::new("/w"), &[file, glob], LockMode::Exclusive);
         assert_eq!(places.get(Path::new("/w/a")), Some(&LockMode::Exclusive));
     }

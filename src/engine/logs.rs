@@ -30,16 +30,8 @@ impl TaskLogs {
     /// Logs as a restore would give them back: neighbouring pieces merged, and no order at all if
     /// the pieces do not add up to the streams.
     pub fn new(stdout: &[u8], stderr: &[u8], pieces: &[LogPiece]) -> TaskLogs {
-        let order = decode_order(&encode_order(
-            pieces,
-            stdout.len() as u64,
-            stderr.len() as u64,
-        ));
-        TaskLogs {
-            stdout: stdout.to_vec(),
-            stderr: stderr.to_vec(),
-            order,
-        }
+        let order = decode_order(&encode_order(pieces, stdout.len() as u64, stderr.len() as u64));
+        TaskLogs { stdout: stdout.to_vec(), stderr: stderr.to_vec(), order }
     }
 }
 
@@ -69,23 +61,13 @@ impl Cache {
     /// # Errors
     /// As for [`Cache::logs`].
     pub fn key_parts(&self, task: &TaskDigest, manifest: &Manifest) -> Result<Option<Vec<u8>>> {
-        manifest
-            .key_parts
-            .map(|blob| self.read_private(task, &blob))
-            .transpose()
+        manifest.key_parts.map(|blob| self.read_private(task, &blob)).transpose()
     }
 
     fn read_private(&self, task: &TaskDigest, wanted: &BlobRef) -> Result<Vec<u8>> {
         let mut bytes = Vec::new();
-        let blob = self
-            .inner
-            .blobs
-            .open_blob(&wanted.digest, PRIVATE_BLOB_MODE)?;
-        let path = || {
-            self.inner
-                .blobs
-                .blob_path(&wanted.digest, PRIVATE_BLOB_MODE)
-        };
+        let blob = self.inner.blobs.open_blob(&wanted.digest, PRIVATE_BLOB_MODE)?;
+        let path = || self.inner.blobs.blob_path(&wanted.digest, PRIVATE_BLOB_MODE);
         if let Some(blob) = blob.filter(|blob| blob.stat.size_bytes == wanted.size_bytes) {
             let read = disk::read_exactly(&blob.file, wanted.size_bytes as usize, &mut bytes);
             read.context("read", path)?;
@@ -94,16 +76,10 @@ impl Cache {
                 return Ok(bytes);
             }
         }
-        self.inner
-            .blobs
-            .quarantine(&wanted.digest, PRIVATE_BLOB_MODE, None)?;
+        self.inner.blobs.quarantine(&wanted.digest, PRIVATE_BLOB_MODE, None)?;
         self.remove(task)?;
         let actual = (!bytes.is_empty()).then(|| Digest::of(&bytes));
-        Err(Error::Damaged {
-            path: path(),
-            expected: wanted.digest,
-            actual,
-        })
+        Err(Error::Damaged { path: path(), expected: wanted.digest, actual })
     }
 }
 
@@ -113,9 +89,7 @@ fn decode_order(order: &[u64]) -> Vec<LogPiece> {
         _ => LogPiece::Stderr(*length_bytes),
     };
     let pieces = order.iter().enumerate().map(piece);
-    pieces
-        .filter(|piece| !matches!(piece, LogPiece::Stdout(0)))
-        .collect()
+    pieces.filter(|piece| !matches!(piece, LogPiece::Stdout(0))).collect()
 }
 
 /// Pieces as the manifest keeps them: lengths in turn, stdout first. Empty if they do not add up.
@@ -132,24 +106,16 @@ pub(super) fn encode_order(pieces: &[LogPiece], stdout_bytes: u64, stderr_bytes:
         if order.is_empty() && is_stderr {
             order.push(0);
         }
-        let is_same = !order.is_empty() && (order.len() % 2 == 0) == is_stderr;
+        let is_same = !order.is_empty() && order.len().is_multiple_of(2) == is_stderr;
         match order.last_mut() {
             Some(last) if is_same => *last = last.saturating_add(length_bytes),
             _ => order.push(length_bytes),
         }
     }
     let sum = |first: usize| {
-        order
-            .iter()
-            .skip(first)
-            .step_by(2)
-            .fold(0, |sum: u64, bytes| sum.saturating_add(*bytes))
+        order.iter().skip(first).step_by(2).fold(0, |sum: u64, bytes| sum.saturating_add(*bytes))
     };
-    if (sum(0), sum(1)) == (stdout_bytes, stderr_bytes) {
-        order
-    } else {
-        Vec::new()
-    }
+    if (sum(0), sum(1)) == (stdout_bytes, stderr_bytes) { order } else { Vec::new() }
 }
 
 #[cfg(test)]
@@ -166,22 +132,12 @@ mod tests {
             there_and_back(&[Stdout(3), Stderr(1), Stdout(2)], 5, 1),
             [Stdout(3), Stderr(1), Stdout(2)]
         );
-        assert_eq!(
-            there_and_back(&[Stderr(1), Stdout(2)], 2, 1),
-            [Stderr(1), Stdout(2)]
-        );
+        assert_eq!(there_and_back(&[Stderr(1), Stdout(2)], 2, 1), [Stderr(1), Stdout(2)]);
         assert_eq!(
             there_and_back(&[Stdout(1), Stdout(0), Stdout(2), Stderr(4)], 3, 4),
             [Stdout(3), Stderr(4)]
         );
-        assert_eq!(
-            there_and_back(&[Stdout(1)], 2, 0),
-            [],
-            "what does not add up is not known"
-        );
-        assert_eq!(
-            there_and_back(&[Stdout(u64::MAX), Stdout(u64::MAX)], 5, 0),
-            []
-        );
+        assert_eq!(there_and_back(&[Stdout(1)], 2, 0), [], "what does not add up is not known");
+        assert_eq!(there_and_back(&[Stdout(u64::MAX), Stdout(u64::MAX)], 5, 0), []);
     }
 }

@@ -112,7 +112,7 @@ impl Cache {
     /// else, [`Error::Format`] if a newer Larder made it.
     pub fn open(path: &Path, options: CacheOptions) -> Result<Cache> {
         loop {
-            let cache = Cache::try_open(path, options.clone())?;
+            let cache = Cache::try_open(path, options)?;
             // A store that was destroyed between our first look and our lock is made anew.
             if cache.inner.identity.is_in_place() {
                 return Ok(cache);
@@ -128,10 +128,8 @@ impl Cache {
         let identity = Arc::new(Identity::open(again()?, &path)?);
         make_folders(&root, &path)?;
         write_tag(&root).context("write", || path.join(layout::CACHEDIR_TAG))?;
-        let folder = |name: &'static str| {
-            root.open_child(name.as_ref())
-                .context("open", || path.join(name))
-        };
+        let folder =
+            |name: &'static str| root.open_child(name.as_ref()).context("open", || path.join(name));
         let in_use = match root.open_or_create(layout::IN_USE.as_ref(), 0o600) {
             Ok((file, _)) => {
                 let taken = Lock::try_acquire(file, LockMode::Shared)
@@ -145,13 +143,8 @@ impl Cache {
         };
         let blobs = BlobStore::open(&root, &path, Arc::clone(&identity))?;
         blobs.sweep_staging();
-        let index = Index::new(
-            again()?,
-            again()?,
-            &path,
-            identity.row_key(),
-            options.index_cache_bytes,
-        );
+        let index =
+            Index::new(again()?, again()?, &path, identity.row_key(), options.index_cache_bytes);
         let (manifests, leases) = (folder(layout::MANIFESTS)?, folder(layout::LEASES)?);
         let inner = Inner {
             path,
@@ -165,9 +158,7 @@ impl Cache {
             has_unsynced: AtomicBool::new(false),
             _in_use: in_use,
         };
-        Ok(Cache {
-            inner: Arc::new(inner),
-        })
+        Ok(Cache { inner: Arc::new(inner) })
     }
 
     /// Where the store lies.
@@ -191,9 +182,7 @@ impl Cache {
         /// How much rehashing a power cut may cost at most, in time of work.
         const BARRIER_SECONDS: i64 = 300;
         self.inner.index.flush();
-        let age = disk::now()
-            .seconds
-            .saturating_sub(self.inner.identity.barrier_at().seconds);
+        let age = disk::now().seconds.saturating_sub(self.inner.identity.barrier_at().seconds);
         // A clock that was set back makes the age negative; then it is time, too.
         let is_time = !(0..BARRIER_SECONDS).contains(&age);
         if is_time && self.inner.has_unsynced.swap(false, Ordering::Relaxed) {
@@ -234,12 +223,7 @@ impl Cache {
 }
 
 fn open_root(path: &Path, options: &CacheOptions) -> Result<Dir> {
-    let refuse = |reason| {
-        Err(Error::StoreRefused {
-            path: path.to_path_buf(),
-            reason,
-        })
-    };
+    let refuse = |reason| Err(Error::StoreRefused { path: path.to_path_buf(), reason });
     let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
         return refuse("it has no name of its own");
     };
@@ -269,10 +253,7 @@ fn open_root(path: &Path, options: &CacheOptions) -> Result<Dir> {
     if !identity::is_store(&root) {
         let entries = root.entries().context("list", || path)?;
         // A process that was killed while making a store leaves only names of ours.
-        if !entries
-            .iter()
-            .all(|(name, _)| layout::is_ours(&name.to_string_lossy()))
-        {
+        if !entries.iter().all(|(name, _)| layout::is_ours(&name.to_string_lossy())) {
             return refuse("it is not empty and not a store");
         }
     }
@@ -282,14 +263,8 @@ fn open_root(path: &Path, options: &CacheOptions) -> Result<Dir> {
 fn make_folders(root: &Dir, path: &Path) -> Result<()> {
     let mut is_new = false;
     for folder in layout::FOLDERS {
-        if root
-            .stat(folder.as_ref())
-            .context("look at", || path.join(folder))?
-            .is_none()
-        {
-            let _ = root
-                .make_new(folder.as_ref(), 0o700)
-                .context("make", || path.join(folder))?;
+        if root.stat(folder.as_ref()).context("look at", || path.join(folder))?.is_none() {
+            let _ = root.make_new(folder.as_ref(), 0o700).context("make", || path.join(folder))?;
             is_new = true;
         }
     }
@@ -315,8 +290,5 @@ fn write_tag(root: &Dir) -> io::Result<()> {
 }
 
 fn is_read_only(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem
-    )
+    matches!(error.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem)
 }

@@ -61,11 +61,7 @@ pub enum LogPiece {
 impl CacheEntry {
     /// An entry without outputs and logs.
     pub fn new(exit_code: i32, duration_ms: u64) -> CacheEntry {
-        CacheEntry {
-            exit_code,
-            duration_ms,
-            ..CacheEntry::default()
-        }
+        CacheEntry { exit_code, duration_ms, ..CacheEntry::default() }
     }
 
     /// Sets standard output.
@@ -126,13 +122,7 @@ pub enum OutputContent {
 impl CacheOutput {
     /// An output with any content.
     pub fn new(path: impl Into<PathBuf>, content: OutputContent) -> CacheOutput {
-        CacheOutput {
-            path: path.into(),
-            content,
-            executable: false,
-            mode: None,
-            modified: None,
-        }
+        CacheOutput { path: path.into(), content, executable: false, mode: None, modified: None }
     }
 
     /// A file with these bytes.
@@ -144,10 +134,7 @@ impl CacheOutput {
     pub fn file(path: impl Into<PathBuf>, source: impl Into<PathBuf>) -> CacheOutput {
         CacheOutput::new(
             path,
-            OutputContent::File(SourceFile {
-                workspace: None,
-                path: source.into(),
-            }),
+            OutputContent::File(SourceFile { workspace: None, path: source.into() }),
         )
     }
 
@@ -194,10 +181,7 @@ pub struct SourceFile {
 
 impl SourceFile {
     pub(super) fn captured(workspace: Arc<Dir>, path: PathBuf) -> SourceFile {
-        SourceFile {
-            workspace: Some(workspace),
-            path,
-        }
+        SourceFile { workspace: Some(workspace), path }
     }
 
     /// Where it lies: relative to its workspace if it was captured there.
@@ -213,9 +197,9 @@ impl SourceFile {
         };
         match opened {
             Ok(opened) => Ok(opened),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Err(Error::OutputMissing {
-                path: self.path.clone(),
-            }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                Err(Error::OutputMissing { path: self.path.clone() })
+            }
             Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
                 Err(Error::InvalidOutput {
                     path: self.path.clone(),
@@ -233,10 +217,8 @@ impl SourceFile {
 
 fn open_alone(path: &Path, capabilities: Capabilities) -> io::Result<(File, FileStat)> {
     let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?;
-    let parent = path
-        .parent()
-        .filter(|parent| !parent.as_os_str().is_empty())
-        .unwrap_or(Path::new("."));
+    let parent =
+        path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     Dir::open(parent, capabilities)?.open_regular(name)
 }
 
@@ -271,17 +253,9 @@ impl StoredBlob {
     pub fn open(&self) -> Result<BlobReader> {
         let Some(blob) = self.cache.blobs.open_blob(&self.digest, self.mode)? else {
             let path = self.cache.blobs.blob_path(&self.digest, self.mode);
-            return Err(Error::Damaged {
-                path,
-                expected: self.digest,
-                actual: None,
-            });
+            return Err(Error::Damaged { path, expected: self.digest, actual: None });
         };
-        Ok(BlobReader {
-            file: blob.file,
-            expected: self.digest,
-            hasher: Box::default(),
-        })
+        Ok(BlobReader { file: blob.file, expected: self.digest, hasher: Box::default() })
     }
 
     /// Reads it whole, verified. Blocking; takes as much memory as the blob has bytes.
@@ -306,9 +280,8 @@ impl StoredBlob {
     pub(super) fn file(&self) -> Result<(File, FileStat)> {
         let reader = self.open()?;
         let stat = disk::stat_file(&reader.file);
-        let stat = stat.context("look at", || {
-            self.cache.blobs.blob_path(&self.digest, self.mode)
-        })?;
+        let stat =
+            stat.context("look at", || self.cache.blobs.blob_path(&self.digest, self.mode))?;
         Ok((reader.file, stat))
     }
 }
@@ -318,7 +291,7 @@ impl fmt::Debug for StoredBlob {
         f.debug_struct("StoredBlob")
             .field("digest", &self.digest)
             .field("size_bytes", &self.size_bytes)
-            .finish()
+            .finish_non_exhaustive()
     }
 }
 
@@ -326,11 +299,7 @@ impl Cache {
     /// The outputs of an entry, in the order of their paths, with contents that are read on demand.
     pub fn outputs(&self, manifest: &Manifest) -> Vec<CacheOutput> {
         let pin = Arc::new(self.pin());
-        manifest
-            .nodes
-            .iter()
-            .map(|node| self.output(node, &pin))
-            .collect()
+        manifest.nodes.iter().map(|node| self.output(node, &pin)).collect()
     }
 
     fn output(&self, node: &Node, pin: &Arc<Option<Lock>>) -> CacheOutput {
@@ -338,12 +307,7 @@ impl Cache {
         match &node.kind {
             NodeKind::Directory { mode } => CacheOutput::directory(path).with_mode(*mode),
             NodeKind::Symlink { target } => CacheOutput::symlink(path, OsStr::from_bytes(target)),
-            NodeKind::File {
-                digest,
-                size_bytes,
-                mode,
-                modified,
-            } => {
+            NodeKind::File { digest, size_bytes, mode, modified } => {
                 let blob = StoredBlob {
                     cache: Arc::clone(&self.inner),
                     _pin: Arc::clone(pin),
@@ -425,20 +389,13 @@ impl OutputDeclaration {
     /// Declares a path, or a pattern if it has pattern characters.
     pub fn new(path: impl Into<String>) -> OutputDeclaration {
         let path = path.into();
-        let kind = if has_pattern(&path) {
-            OutputKind::Glob
-        } else {
-            OutputKind::Any
-        };
+        let kind = if has_pattern(&path) { OutputKind::Glob } else { OutputKind::Any };
         OutputDeclaration { path, kind }
     }
 
     /// Declares a path of a known kind.
     pub fn with_kind(path: impl Into<String>, kind: OutputKind) -> OutputDeclaration {
-        OutputDeclaration {
-            path: path.into(),
-            kind,
-        }
+        OutputDeclaration { path: path.into(), kind }
     }
 
     pub(super) fn is_pattern(&self) -> bool {

@@ -111,13 +111,9 @@ impl Cache {
                         .blobs()
                         .map(|(blob, mode)| entries.blob_number(blob.digest, mode))
                         .collect();
-                    entries.tasks.insert(
-                        task,
-                        Task {
-                            needs,
-                            row: entries::row_of(&manifest, &stat),
-                        },
-                    );
+                    entries
+                        .tasks
+                        .insert(task, Task { needs, row: entries::row_of(&manifest, &stat) });
                 }
                 Ok(Err(DecodeError::Newer)) => report.newer_entries += 1,
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
@@ -145,21 +141,13 @@ impl Cache {
     ) -> Result<IntactBlobs> {
         let mut intact = IntactBlobs::default();
         // Whoever holds outputs that a restore returned may still read them.
-        let pins = if repair == Repair::Yes {
-            self.try_lock_pins()?
-        } else {
-            None
-        };
+        let pins = if repair == Repair::Yes { self.try_lock_pins()? } else { None };
         let can_sweep = pins.is_some();
         let strangers = self.inner.blobs.for_each(|digest, mode, stat| {
             cancel.check()?;
             report.blobs += 1;
             report.blob_bytes += stat.size_bytes;
-            match self
-                .inner
-                .blobs
-                .rehash(&digest, mode, &|| !cancel.is_cancelled())?
-            {
+            match self.inner.blobs.rehash(&digest, mode, &|| !cancel.is_cancelled())? {
                 Rehash::Same => match entries.numbers.get(&(digest, mode)) {
                     Some(number) => {
                         intact.0.insert(*number);
@@ -177,9 +165,7 @@ impl Cache {
                 Rehash::Different => {
                     report.damaged_blobs.push(digest.to_string());
                     if repair == Repair::Yes {
-                        self.inner
-                            .blobs
-                            .quarantine(&digest, mode, Some(stat.inode))?;
+                        self.inner.blobs.quarantine(&digest, mode, Some(stat.inode))?;
                     }
                 }
             }
@@ -221,25 +207,17 @@ impl Cache {
         let (rows, damaged) = read.unwrap_or_default();
         report.damaged_rows = damaged as u64;
         let is_stale = |(task, row): &(TaskDigest, Row)| {
-            entries
-                .tasks
-                .get(task)
-                .is_none_or(|entry| entry.row != *row)
+            entries.tasks.get(task).is_none_or(|entry| entry.row != *row)
         };
         report.stale_rows = rows.iter().filter(|row| is_stale(row)).count() as u64;
         let is_wrong = damaged > 0 || report.stale_rows > 0 || rows.len() != entries.tasks.len();
         if repair == Repair::Yes && is_wrong {
             self.inner.index.discard();
-            let is_whole = |task: &TaskDigest| {
-                report
-                    .broken_entries
-                    .binary_search(&task.to_string())
-                    .is_err()
-            };
+            let is_whole =
+                |task: &TaskDigest| report.broken_entries.binary_search(&task.to_string()).is_err();
             let whole = entries.tasks.iter().filter(|(task, _)| is_whole(task));
-            let changes: Vec<Change> = whole
-                .map(|(task, entry)| Change::Put(*task, entry.row))
-                .collect();
+            let changes: Vec<Change> =
+                whole.map(|(task, entry)| Change::Put(*task, entry.row)).collect();
             self.inner.index.write_all(&changes);
         }
     }
@@ -251,16 +229,13 @@ impl Cache {
         const AGE_SECONDS: i64 = 3600;
         let root = &self.inner.root;
         for (name, _) in root.entries().context("list", || &self.inner.path)? {
-            let Some(stat) = root
-                .stat(&name)
-                .context("look at", || self.inner.path.join(&name))?
+            let Some(stat) = root.stat(&name).context("look at", || self.inner.path.join(&name))?
             else {
                 continue;
             };
             let is_old = disk::now().seconds.saturating_sub(stat.modified.seconds) > AGE_SECONDS;
             if is_old && layout::is_replacement(&name.to_string_lossy()) {
-                root.unlink(&name)
-                    .context("remove", || self.inner.path.join(&name))?;
+                root.unlink(&name).context("remove", || self.inner.path.join(&name))?;
             }
         }
         self.sweep_leases()

@@ -70,11 +70,7 @@ impl Cache {
 
     fn usage(&self, folder: &'static str) -> Result<(u64, u64)> {
         let path = self.inner.path.join(folder);
-        let dir = self
-            .inner
-            .root
-            .open_child(folder.as_ref())
-            .context("open", || &path)?;
+        let dir = self.inner.root.open_child(folder.as_ref()).context("open", || &path)?;
         usage(&dir, &path)
     }
 }

@@ -69,19 +69,11 @@ impl Cache {
         };
         let _lock = self.lock(LockMode::Shared, cancel)?;
         let batch = self.inner.blobs.batch(self.inner.options.durability);
-        let ingest = Ingest {
-            cache: self,
-            batch: &batch,
-            cancel,
-            counts: Counts::default(),
-        };
+        let ingest = Ingest { cache: self, batch: &batch, cancel, counts: Counts::default() };
         let nodes = Mutex::new(Vec::with_capacity(entry.outputs.len()));
         parallel::for_each_with(&entry.outputs, Vec::new, |buffer, output| {
             let node = ingest.output(output, buffer)?;
-            nodes
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .push(node);
+            nodes.lock().unwrap_or_else(PoisonError::into_inner).push(node);
             Ok(())
         })?;
         let nodes = nodes.into_inner().unwrap_or_else(PoisonError::into_inner);
@@ -97,11 +89,8 @@ impl Cache {
                 entry.stderr.len() as u64,
             ),
         };
-        manifest.key_parts = entry
-            .key_parts
-            .as_deref()
-            .map(|parts| ingest.private(parts))
-            .transpose()?;
+        manifest.key_parts =
+            entry.key_parts.as_deref().map(|parts| ingest.private(parts)).transpose()?;
         manifest.origin = Origin {
             stored_at: disk::now(),
             incarnation: self.inner.identity.incarnation(),
@@ -143,24 +132,19 @@ struct Ingest<'a> {
 impl Ingest<'_> {
     fn output(&self, output: &CacheOutput, buffer: &mut Vec<u8>) -> Result<Node> {
         self.cancel.check()?;
-        let invalid = |reason| Error::InvalidOutput {
-            path: output.path.clone(),
-            reason,
-        };
+        let invalid = |reason| Error::InvalidOutput { path: output.path.clone(), reason };
         let path = OutputPath::parse(&output.path).map_err(|error| invalid(error.0))?;
         let default_mode = |is_executable| if is_executable { 0o755 } else { 0o644 };
         let kind = match &output.content {
-            OutputContent::Directory => NodeKind::Directory {
-                mode: output.mode.unwrap_or(0o755) & 0o777,
-            },
+            OutputContent::Directory => {
+                NodeKind::Directory { mode: output.mode.unwrap_or(0o755) & 0o777 }
+            }
             OutputContent::Symlink(target) => {
                 let target = target.as_bytes();
                 if target.is_empty() || target.contains(&0) {
                     return Err(invalid("a symlink's target is empty or contains NUL"));
                 }
-                NodeKind::Symlink {
-                    target: target.into(),
-                }
+                NodeKind::Symlink { target: target.into() }
             }
             OutputContent::Bytes(bytes) => {
                 let mode = output.mode.unwrap_or(default_mode(output.executable)) & 0o777;
@@ -168,35 +152,18 @@ impl Ingest<'_> {
             }
             OutputContent::File(source) => {
                 let (file, stat) = source.open(self.cache.inner.options.capabilities)?;
-                let source = Source::File {
-                    file: &file,
-                    stat: &stat,
-                    path: source.path(),
-                };
+                let source = Source::File { file: &file, stat: &stat, path: source.path() };
                 let mode = output.mode.unwrap_or(stat.mode) & 0o777;
-                self.file(
-                    &source,
-                    mode,
-                    output.modified.or(Some(stat.modified)),
-                    buffer,
-                )?
+                self.file(&source, mode, output.modified.or(Some(stat.modified)), buffer)?
             }
             OutputContent::Stored(blob) => {
                 let (file, stat) = blob.file()?;
-                let source = Source::File {
-                    file: &file,
-                    stat: &stat,
-                    path: &output.path,
-                };
+                let source = Source::File { file: &file, stat: &stat, path: &output.path };
                 let mode = output.mode.unwrap_or(default_mode(output.executable)) & 0o777;
                 let kind = self.file(&source, mode, output.modified, buffer)?;
                 if !matches!(kind, NodeKind::File { digest, .. } if digest == blob.digest()) {
                     let path = output.path.clone();
-                    return Err(Error::Damaged {
-                        path,
-                        expected: blob.digest(),
-                        actual: None,
-                    });
+                    return Err(Error::Damaged { path, expected: blob.digest(), actual: None });
                 }
                 kind
             }
@@ -212,12 +179,7 @@ impl Ingest<'_> {
         buffer: &mut Vec<u8>,
     ) -> Result<NodeKind> {
         let staged = self.add(source, blob_mode(mode), modified, buffer)?;
-        Ok(NodeKind::File {
-            digest: staged.digest,
-            size_bytes: staged.size_bytes,
-            mode,
-            modified,
-        })
+        Ok(NodeKind::File { digest: staged.digest, size_bytes: staged.size_bytes, mode, modified })
     }
 
     fn log(&self, bytes: &[u8]) -> Result<LogStream> {
@@ -228,12 +190,7 @@ impl Ingest<'_> {
     }
 
     fn private(&self, bytes: &[u8]) -> Result<BlobRef> {
-        self.add(
-            &Source::Bytes(bytes),
-            PRIVATE_BLOB_MODE,
-            None,
-            &mut Vec::new(),
-        )
+        self.add(&Source::Bytes(bytes), PRIVATE_BLOB_MODE, None, &mut Vec::new())
     }
 
     fn add(
@@ -243,18 +200,12 @@ impl Ingest<'_> {
         modified: Option<Timestamp>,
         buffer: &mut Vec<u8>,
     ) -> Result<BlobRef> {
-        let staged = self.batch.add(source, mode, modified, buffer, &|| {
-            !self.cancel.is_cancelled()
-        })?;
+        let staged =
+            self.batch.add(source, mode, modified, buffer, &|| !self.cancel.is_cancelled())?;
         if staged.is_new {
             self.counts.new_blobs.fetch_add(1, Ordering::Relaxed);
-            self.counts
-                .new_bytes
-                .fetch_add(staged.size_bytes, Ordering::Relaxed);
+            self.counts.new_bytes.fetch_add(staged.size_bytes, Ordering::Relaxed);
         }
-        Ok(BlobRef {
-            digest: staged.digest,
-            size_bytes: staged.size_bytes,
-        })
+        Ok(BlobRef { digest: staged.digest, size_bytes: staged.size_bytes })
     }
 }

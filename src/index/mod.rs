@@ -119,9 +119,7 @@ impl Index {
             contain(|| {
                 let transaction = database.begin_read()?;
                 let table = transaction.open_table(tables::TASKS)?;
-                Ok(table
-                    .get(task.as_bytes())?
-                    .map(|value| value.value().to_vec()))
+                Ok(table.get(task.as_bytes())?.map(|value| value.value().to_vec()))
             })
         };
         match found {
@@ -141,10 +139,7 @@ impl Index {
         let mut queue = self.lock_queue();
         while queue.committed_ticket < ticket {
             if queue.is_committing {
-                queue = self
-                    .committed
-                    .wait(queue)
-                    .unwrap_or_else(PoisonError::into_inner);
+                queue = self.committed.wait(queue).unwrap_or_else(PoisonError::into_inner);
                 continue;
             }
             queue.is_committing = true;
@@ -222,10 +217,7 @@ impl Index {
     /// Whether the index answers.
     pub(crate) fn is_open(&self) -> bool {
         self.ensure_open();
-        matches!(
-            *self.state.read().unwrap_or_else(PoisonError::into_inner),
-            State::Open { .. }
-        )
+        matches!(*self.state.read().unwrap_or_else(PoisonError::into_inner), State::Open { .. })
     }
 
     /// Bytes of the file on disk.
@@ -287,10 +279,7 @@ impl Index {
     }
 
     fn ensure_open(&self) {
-        if !matches!(
-            *self.state.read().unwrap_or_else(PoisonError::into_inner),
-            State::Closed
-        ) {
+        if !matches!(*self.state.read().unwrap_or_else(PoisonError::into_inner), State::Closed) {
             return;
         }
         let mut state = self.lock_state();
@@ -314,16 +303,11 @@ impl Index {
     fn open_file(&self) -> Result<State, Failure> {
         let _lock = self.seal.lock().map_err(|_| Failure::Refused)?;
         let name = layout::INDEX.as_ref();
-        let stat = match self.root.stat(name).map_err(|_| Failure::Refused)? {
-            Some(stat) => stat,
-            None => {
-                self.make_file()?;
-                self.root
-                    .stat(name)
-                    .ok()
-                    .flatten()
-                    .ok_or(Failure::Refused)?
-            }
+        let stat = if let Some(stat) = self.root.stat(name).map_err(|_| Failure::Refused)? {
+            stat
+        } else {
+            self.make_file()?;
+            self.root.stat(name).ok().flatten().ok_or(Failure::Refused)?
         };
         if stat.kind != FileKind::Regular {
             return Err(Failure::Damaged);
@@ -331,29 +315,20 @@ impl Index {
         let path = self.path.join(layout::INDEX);
         let is_sealed = self.seal.fits();
         let database = contain(|| {
-            let database = self
-                .builder()
-                .set_check_integrity_on_open(!is_sealed)
-                .open(&path)?;
+            let database = self.builder().set_check_integrity_on_open(!is_sealed).open(&path)?;
             // A file of another make opens, but has no such table.
             database.begin_read()?.open_table(tables::TASKS)?;
             Ok(database)
         })?;
         // Opening marks the file.
         self.seal.set();
-        Ok(State::Open {
-            database,
-            inode: stat.inode,
-        })
+        Ok(State::Open { database, inode: stat.inode })
     }
 
     /// redb's own `create` leaves, if killed at the wrong moment, a file that it refuses for ever.
     fn make_file(&self) -> Result<(), Failure> {
-        let name = format!(
-            "{}.{}",
-            layout::INDEX,
-            disk::random_name().map_err(|_| Failure::Refused)?
-        );
+        let name =
+            format!("{}.{}", layout::INDEX, disk::random_name().map_err(|_| Failure::Refused)?);
         let path = self.path.join(&name);
         let made = contain(|| {
             let database = self.builder().create(&path)?;
@@ -363,9 +338,7 @@ impl Index {
             Ok(database.close()?)
         });
         let placed = made.and_then(|()| {
-            let placed = self
-                .root
-                .rename_new(name.as_ref(), &self.root, layout::INDEX.as_ref());
+            let placed = self.root.rename_new(name.as_ref(), &self.root, layout::INDEX.as_ref());
             self.root.sync().map_err(|_| Failure::Refused)?;
             placed.map_err(|_| Failure::Refused)
         });
@@ -415,9 +388,7 @@ impl Index {
         };
         let kept = format!("{}-index-{random}", disk::now().seconds);
         // Best effort: if it cannot be moved, the next open meets it again and finds it damaged.
-        let _ = self
-            .root
-            .rename(layout::INDEX.as_ref(), &quarantine, kept.as_ref());
+        let _ = self.root.rename(layout::INDEX.as_ref(), &quarantine, kept.as_ref());
     }
 
     /// Closes the database, which writes to its file; a damaged one may panic even then. Only a file

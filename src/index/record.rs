@@ -43,10 +43,7 @@ impl Row {
             manifest: Stamp {
                 inode: number(16)?,
                 size_bytes: number(24)?,
-                modified: Timestamp {
-                    seconds: number(32)? as i64,
-                    nanoseconds: small(40)?,
-                },
+                modified: Timestamp { seconds: number(32)? as i64, nanoseconds: small(40)? },
             },
             duration_ms: number(44)?,
             exit_code: small(52)? as i32,
@@ -69,16 +66,9 @@ mod tests {
 
     #[test]
     fn a_row_speaks_for_its_task_and_its_store_only() -> Result<(), crate::Error> {
-        let modified = Timestamp {
-            seconds: -7,
-            nanoseconds: 5,
-        };
+        let modified = Timestamp { seconds: -7, nanoseconds: 5 };
         let row = Row {
-            manifest: Stamp {
-                inode: 1,
-                size_bytes: 2,
-                modified,
-            },
+            manifest: Stamp { inode: 1, size_bytes: 2, modified },
             duration_ms: 3,
             exit_code: -4,
         };
@@ -90,11 +80,7 @@ mod tests {
         for position in 0..bytes.len() {
             let mut damaged = bytes;
             damaged[position] ^= 0x10;
-            assert_eq!(
-                Row::decode(&damaged, &task, &[1; 32]),
-                None,
-                "byte {position}"
-            );
+            assert_eq!(Row::decode(&damaged, &task, &[1; 32]), None, "byte {position}");
             assert_eq!(Row::decode(&bytes[..position], &task, &[1; 32]), None);
         }
         Ok(())

@@ -31,9 +31,7 @@ impl Seal {
 
     /// Waits until nobody else writes to the index.
     pub(super) fn lock(&self) -> io::Result<Lock> {
-        let (file, _) = self
-            .root
-            .open_or_create(layout::INDEX_LOCK.as_ref(), 0o600)?;
+        let (file, _) = self.root.open_or_create(layout::INDEX_LOCK.as_ref(), 0o600)?;
         let lock = Lock::acquire(file, LockMode::Exclusive, &|| false)?;
         lock.ok_or_else(|| io::ErrorKind::Interrupted.into())
     }
@@ -62,17 +60,11 @@ impl Seal {
     }
 
     fn stamp(&self) -> io::Result<Option<Stamp>> {
-        Ok(self
-            .root
-            .stat(layout::INDEX.as_ref())?
-            .map(|stat| stat.stamp()))
+        Ok(self.root.stat(layout::INDEX.as_ref())?.map(|stat| stat.stamp()))
     }
 
     fn encode(&self, stamp: Stamp) -> Vec<u8> {
-        let Timestamp {
-            seconds,
-            nanoseconds,
-        } = stamp.modified;
+        let Timestamp { seconds, nanoseconds } = stamp.modified;
         let mut bytes = Vec::with_capacity(SEAL_BYTES);
         bytes.extend_from_slice(&stamp.inode.to_le_bytes());
         bytes.extend_from_slice(&stamp.size_bytes.to_le_bytes());

@@ -92,9 +92,7 @@ impl Manifest {
         let task = TaskDigest::from_bytes(header.array()?);
         let body_digest: [u8; 32] = header.array()?;
         let rest = &contents[HEADER_BYTES..];
-        let body_bytes = usize::try_from(body_bytes)
-            .ok()
-            .filter(|length| *length <= rest.len());
+        let body_bytes = usize::try_from(body_bytes).ok().filter(|length| *length <= rest.len());
         let (body, trailer) = rest
             .split_at(body_bytes.ok_or(DecodeError::NotCanonical("the body's length is wrong"))?);
         if blake3::derive_key(BODY_CONTEXT, body) != body_digest {
@@ -191,9 +189,7 @@ impl Manifest {
             key_parts,
             origin: Origin::default(),
         };
-        manifest
-            .check()
-            .map_err(|error| DecodeError::NotCanonical(error.reason))?;
+        manifest.check().map_err(|error| DecodeError::NotCanonical(error.reason))?;
         Ok(manifest)
     }
 }
@@ -206,8 +202,7 @@ pub(crate) fn wrap_body(body: &[u8], task: &TaskDigest, origin: &Origin) -> Vec<
     file.0.extend_from_slice(&[0, 0]);
     file.0.extend_from_slice(&(body.len() as u64).to_le_bytes());
     file.0.extend_from_slice(task.as_bytes());
-    file.0
-        .extend_from_slice(&blake3::derive_key(BODY_CONTEXT, body));
+    file.0.extend_from_slice(&blake3::derive_key(BODY_CONTEXT, body));
     file.0.extend_from_slice(body);
     file.section(SECTION_ORIGIN, |section| {
         section.timestamp(origin.stored_at);
@@ -291,17 +286,8 @@ impl Writer {
                 self.bytes(node.path.as_bytes());
                 self.varint(u64::from(*mode));
             }
-            NodeKind::File {
-                digest,
-                size_bytes,
-                mode,
-                modified,
-            } => {
-                self.0.push(if modified.is_some() {
-                    KIND_FILE_WITH_TIME
-                } else {
-                    KIND_FILE
-                });
+            NodeKind::File { digest, size_bytes, mode, modified } => {
+                self.0.push(if modified.is_some() { KIND_FILE_WITH_TIME } else { KIND_FILE });
                 self.bytes(node.path.as_bytes());
                 self.varint(u64::from(*mode));
                 self.0.extend_from_slice(digest.as_bytes());
@@ -389,14 +375,9 @@ impl<'a> Reader<'a> {
         let seconds = self.zigzag()?;
         let nanoseconds = self.varint()?;
         if nanoseconds >= 1_000_000_000 {
-            return Err(DecodeError::NotCanonical(
-                "a time has more than a second of nanoseconds",
-            ));
+            return Err(DecodeError::NotCanonical("a time has more than a second of nanoseconds"));
         }
-        Ok(Timestamp {
-            seconds,
-            nanoseconds: nanoseconds as u32,
-        })
+        Ok(Timestamp { seconds, nanoseconds: nanoseconds as u32 })
     }
 
     /// A count and that many items of at least `item_bytes_min` bytes each. The count is checked
@@ -430,10 +411,7 @@ impl<'a> Reader<'a> {
             2 => RootKind::Glob,
             _ => return Err(DecodeError::NotCanonical("a root has an unknown kind")),
         };
-        Ok(Root {
-            kind,
-            path: self.path()?,
-        })
+        Ok(Root { kind, path: self.path()? })
     }
 
     fn node(&mut self) -> Decoded<Node> {
@@ -445,15 +423,9 @@ impl<'a> Reader<'a> {
                 mode: self.mode()?,
                 digest: Digest::from_bytes(self.array()?),
                 size_bytes: self.varint()?,
-                modified: if kind == KIND_FILE_WITH_TIME {
-                    Some(self.timestamp()?)
-                } else {
-                    None
-                },
+                modified: if kind == KIND_FILE_WITH_TIME { Some(self.timestamp()?) } else { None },
             },
-            KIND_SYMLINK => NodeKind::Symlink {
-                target: self.byte_string()?.into(),
-            },
+            KIND_SYMLINK => NodeKind::Symlink { target: self.byte_string()?.into() },
             _ => return Err(DecodeError::NotCanonical("a node has an unknown kind")),
         };
         Ok(Node { path, kind })
@@ -462,18 +434,13 @@ impl<'a> Reader<'a> {
     fn mode(&mut self) -> Decoded<u32> {
         let mode = self.varint()?;
         if mode > 0o777 {
-            return Err(DecodeError::NotCanonical(
-                "a mode has more than permission bits",
-            ));
+            return Err(DecodeError::NotCanonical("a mode has more than permission bits"));
         }
         Ok(mode as u32)
     }
 
     fn blob(&mut self) -> Decoded<BlobRef> {
-        Ok(BlobRef {
-            digest: Digest::from_bytes(self.array()?),
-            size_bytes: self.varint()?,
-        })
+        Ok(BlobRef { digest: Digest::from_bytes(self.array()?), size_bytes: self.varint()? })
     }
 
     fn log(&mut self) -> Decoded<LogStream> {
@@ -527,10 +494,7 @@ mod tests {
     #[test]
     fn behind_valid_checksums_hostile_bodies_are_refused_without_memory() {
         let body = sample().encode_body();
-        assert!(
-            Manifest::decode(&wrap(&body), &task()).is_ok(),
-            "the wrapper itself is right"
-        );
+        assert!(Manifest::decode(&wrap(&body), &task()).is_ok(), "the wrapper itself is right");
         // Another tag on the one section that is not critical is a section to be skipped.
         let skippable = {
             let mut manifest = sample();
@@ -559,10 +523,7 @@ mod tests {
         let mut body = Writer(sample().encode_body());
         body.section(9, |section| section.varint(7));
         assert!(Manifest::decode(&wrap(&body.0), &task()).is_ok());
-        body.section(CRITICAL | 10, |section| section.varint(7));
-        assert_eq!(
-            Manifest::decode(&wrap(&body.0), &task()),
-            Err(DecodeError::Newer)
-        );
+        body.section(CRITICAL | 0xa, |section| section.varint(7));
+        assert_eq!(Manifest::decode(&wrap(&body.0), &task()), Err(DecodeError::Newer));
     }
 }

@@ -59,10 +59,7 @@ impl Root {
             NodeKind::Directory { .. } => RootKind::Directory,
             NodeKind::File { .. } | NodeKind::Symlink { .. } => RootKind::File,
         };
-        Root {
-            path: node.path.clone(),
-            kind,
-        }
+        Root { path: node.path.clone(), kind }
     }
 }
 
@@ -177,10 +174,7 @@ pub struct Origin {
 impl Default for Origin {
     fn default() -> Origin {
         Origin {
-            stored_at: Timestamp {
-                seconds: 0,
-                nanoseconds: 0,
-            },
+            stored_at: Timestamp { seconds: 0, nanoseconds: 0 },
             incarnation: [0; 16],
             epoch: 0,
         }
@@ -218,10 +212,7 @@ impl Manifest {
     pub(crate) fn normalize(&mut self) -> Result<(), TreeError> {
         self.roots.sort();
         let globs = self.compiled_globs()?;
-        let uncovered = self
-            .nodes
-            .iter()
-            .filter(|node| !self.is_covered(&node.path, &globs));
+        let uncovered = self.nodes.iter().filter(|node| !self.is_covered(&node.path, &globs));
         let own_roots: Vec<Root> = uncovered.map(Root::of).collect();
         self.roots.extend(own_roots);
         self.roots.sort();
@@ -234,48 +225,36 @@ impl Manifest {
             .collect();
         let is_directory_root = |path: &OutputPath| directories.binary_search(path).is_ok();
         self.roots.retain(|root| {
-            let is_inside = root
-                .path
-                .ancestors()
-                .any(|ancestor| is_directory_root(&ancestor));
+            let is_inside = root.path.ancestors().any(|ancestor| is_directory_root(&ancestor));
             !is_inside && (root.kind == RootKind::Directory || !is_directory_root(&root.path))
         });
         self.nodes.sort_by(|a, b| a.path.cmp(&b.path));
         let mut missing = Vec::new();
         {
-            let find = |path: &OutputPath| {
-                self.nodes
-                    .binary_search_by(|node| node.path.cmp(path))
-                    .is_ok()
-            };
+            let find =
+                |path: &OutputPath| self.nodes.binary_search_by(|node| node.path.cmp(path)).is_ok();
             for node in &self.nodes {
                 let mut is_below_node = false;
                 for ancestor in node.path.ancestors() {
                     let is_node = find(&ancestor);
                     // A pattern that matches a directory owns it, named or not.
-                    let is_matched = globs
-                        .iter()
-                        .flatten()
-                        .any(|glob| glob.is_match(ancestor.as_path()));
+                    let is_matched =
+                        globs.iter().flatten().any(|glob| glob.is_match(ancestor.as_path()));
                     is_below_node |= is_node || is_matched || is_directory_root(&ancestor);
                     if is_below_node && !is_node {
                         missing.push(ancestor);
                     }
                 }
             }
-            missing.extend(
-                directories
-                    .iter()
-                    .filter(|directory| !find(directory))
-                    .cloned(),
-            );
+            missing.extend(directories.iter().filter(|directory| !find(directory)).cloned());
         }
         missing.sort();
         missing.dedup();
-        self.nodes.extend(missing.into_iter().map(|path| Node {
-            path,
-            kind: NodeKind::Directory { mode: 0o755 },
-        }));
+        self.nodes.extend(
+            missing
+                .into_iter()
+                .map(|path| Node { path, kind: NodeKind::Directory { mode: 0o755 } }),
+        );
         self.nodes.sort_by(|a, b| a.path.cmp(&b.path));
         self.check()
     }
@@ -284,10 +263,7 @@ impl Manifest {
     pub(crate) fn check(&self) -> Result<(), TreeError> {
         let globs = self.compiled_globs()?;
         self.check_roots()?;
-        let error = |node: &Node, reason| TreeError {
-            path: Some(node.path.clone()),
-            reason,
-        };
+        let error = |node: &Node, reason| TreeError { path: Some(node.path.clone()), reason };
         // The nodes that lead to the current one, from the top down.
         let mut above: Vec<&Node> = Vec::new();
         let mut last: Option<&Node> = None;
@@ -301,10 +277,7 @@ impl Manifest {
                 }
             }
             last = Some(node);
-            while above
-                .last()
-                .is_some_and(|top| !top.path.contains(&node.path))
-            {
+            while above.last().is_some_and(|top| !top.path.contains(&node.path)) {
                 above.pop();
             }
             if let Some(top) = above.last() {
@@ -315,20 +288,17 @@ impl Manifest {
                     ));
                 }
                 if top.path.as_path() != node.path.parent() {
-                    return Err(error(
-                        node,
-                        "a directory on the way to an output is missing",
-                    ));
+                    return Err(error(node, "a directory on the way to an output is missing"));
                 }
             }
             above.push(node);
             if !self.is_covered(&node.path, &globs) {
                 return Err(error(node, "an output is covered by no root"));
             }
-            if let NodeKind::Symlink { target } = &node.kind {
-                if target.is_empty() || target.contains(&0) {
-                    return Err(error(node, "a symlink's target is empty or contains NUL"));
-                }
+            if let NodeKind::Symlink { target } = &node.kind
+                && (target.is_empty() || target.contains(&0))
+            {
+                return Err(error(node, "a symlink's target is empty or contains NUL"));
             }
         }
         self.check_logs()
@@ -337,12 +307,7 @@ impl Manifest {
     fn check_roots(&self) -> Result<(), TreeError> {
         let mut directory: Option<&Root> = None;
         for (index, root) in self.roots.iter().enumerate() {
-            let error = |reason| {
-                Err(TreeError {
-                    path: Some(root.path.clone()),
-                    reason,
-                })
-            };
+            let error = |reason| Err(TreeError { path: Some(root.path.clone()), reason });
             if index > 0 && self.roots[index - 1] >= *root {
                 return error("roots are not sorted");
             }
@@ -363,17 +328,13 @@ impl Manifest {
     fn is_covered(&self, path: &OutputPath, globs: &[Option<GlobMatcher>]) -> bool {
         self.has_root(path, RootKind::File)
             || self.has_root(path, RootKind::Directory)
-            || path
-                .ancestors()
-                .any(|ancestor| self.has_root(&ancestor, RootKind::Directory))
+            || path.ancestors().any(|ancestor| self.has_root(&ancestor, RootKind::Directory))
             || globs.iter().flatten().any(|glob| covers(glob, path))
     }
 
     /// Whether there is such a root; roots must be sorted.
     fn has_root(&self, path: &OutputPath, kind: RootKind) -> bool {
-        self.roots
-            .binary_search_by(|root| root.path.cmp(path).then(root.kind.cmp(&kind)))
-            .is_ok()
+        self.roots.binary_search_by(|root| root.path.cmp(path).then(root.kind.cmp(&kind))).is_ok()
     }
 
     fn check_logs(&self) -> Result<(), TreeError> {
@@ -407,9 +368,7 @@ impl Manifest {
     pub(crate) fn compiled_globs(&self) -> Result<Vec<Option<GlobMatcher>>, TreeError> {
         let globs = self.roots.iter().filter(|root| root.kind == RootKind::Glob);
         if globs.clone().count() > GLOBS_MAX
-            || globs
-                .clone()
-                .any(|root| root.path.as_bytes().len() > GLOB_BYTES_MAX)
+            || globs.clone().any(|root| root.path.as_bytes().len() > GLOB_BYTES_MAX)
         {
             return Err(TreeError {
                 path: None,
@@ -419,10 +378,7 @@ impl Manifest {
         let compile = |root: &Root| match root.kind {
             RootKind::Glob => compile_glob(&root.path)
                 .map(Some)
-                .map_err(|reason| TreeError {
-                    path: Some(root.path.clone()),
-                    reason,
-                }),
+                .map_err(|reason| TreeError { path: Some(root.path.clone()), reason }),
             _ => Ok(None),
         };
         self.roots.iter().map(compile).collect()
@@ -430,43 +386,31 @@ impl Manifest {
 
     /// The node at `path`.
     pub fn node(&self, path: &OutputPath) -> Option<&Node> {
-        let index = self
-            .nodes
-            .binary_search_by(|node| node.path.cmp(path))
-            .ok()?;
+        let index = self.nodes.binary_search_by(|node| node.path.cmp(path)).ok()?;
         Some(&self.nodes[index])
     }
 
     /// The nodes at and below `path`: a run of [`Manifest::nodes`].
     pub fn nodes_below(&self, path: &OutputPath) -> &[Node] {
         let start = self.nodes.partition_point(|node| node.path < *path);
-        let length = self.nodes[start..]
-            .iter()
-            .take_while(|node| path.contains(&node.path))
-            .count();
+        let length =
+            self.nodes[start..].iter().take_while(|node| path.contains(&node.path)).count();
         &self.nodes[start..start + length]
     }
 
     /// Every blob that the entry needs, with the mode under which it is stored.
     pub(crate) fn blobs(&self) -> impl Iterator<Item = (BlobRef, u32)> + '_ {
         let files = self.nodes.iter().filter_map(|node| match node.kind {
-            NodeKind::File {
-                digest,
-                size_bytes,
-                mode,
-                ..
-            } => Some((BlobRef { digest, size_bytes }, blob_mode(mode))),
+            NodeKind::File { digest, size_bytes, mode, .. } => {
+                Some((BlobRef { digest, size_bytes }, blob_mode(mode)))
+            }
             _ => None,
         });
-        let logs = [&self.logs.stdout, &self.logs.stderr]
-            .into_iter()
-            .filter_map(|log| match log {
-                LogStream::Blob(blob) => Some((*blob, PRIVATE_BLOB_MODE)),
-                LogStream::Inline(_) => None,
-            });
-        files
-            .chain(logs)
-            .chain(self.key_parts.map(|blob| (blob, PRIVATE_BLOB_MODE)))
+        let logs = [&self.logs.stdout, &self.logs.stderr].into_iter().filter_map(|log| match log {
+            LogStream::Blob(blob) => Some((*blob, PRIVATE_BLOB_MODE)),
+            LogStream::Inline(_) => None,
+        });
+        files.chain(logs).chain(self.key_parts.map(|blob| (blob, PRIVATE_BLOB_MODE)))
     }
 
     /// The number of bytes in all files of the tree.
@@ -479,10 +423,7 @@ impl Manifest {
 
     /// The number of regular files.
     pub fn file_count(&self) -> usize {
-        self.nodes
-            .iter()
-            .filter(|node| matches!(node.kind, NodeKind::File { .. }))
-            .count()
+        self.nodes.iter().filter(|node| matches!(node.kind, NodeKind::File { .. })).count()
     }
 }
 
@@ -504,25 +445,18 @@ pub(crate) const fn blob_mode(mode: u32) -> u32 {
 pub(crate) fn compile_glob(pattern: &OutputPath) -> Result<GlobMatcher, &'static str> {
     let text = std::str::from_utf8(pattern.as_bytes()).map_err(|_| "a pattern is not UTF-8")?;
     let glob = GlobBuilder::new(text).literal_separator(true).build();
-    Ok(glob
-        .map_err(|_| "a pattern cannot be read")?
-        .compile_matcher())
+    Ok(glob.map_err(|_| "a pattern cannot be read")?.compile_matcher())
 }
 
 /// Whether a glob root owns `path`: it, or a directory above it, matches.
 pub(crate) fn covers(glob: &GlobMatcher, path: &OutputPath) -> bool {
-    path.as_path()
-        .ancestors()
-        .any(|ancestor| ancestor != Path::new("") && glob.is_match(ancestor))
+    path.as_path().ancestors().any(|ancestor| ancestor != Path::new("") && glob.is_match(ancestor))
 }
 
 /// The leading components of a pattern that hold no pattern characters: where its matches can lie.
 pub(crate) fn literal_prefix(pattern: &OutputPath) -> Option<OutputPath> {
     let bytes = pattern.as_bytes();
-    let special = bytes
-        .iter()
-        .position(|byte| b"*?[{\\".contains(byte))
-        .unwrap_or(bytes.len());
+    let special = bytes.iter().position(|byte| b"*?[{\\".contains(byte)).unwrap_or(bytes.len());
     let end = bytes[..special].iter().rposition(|byte| *byte == b'/')?;
     OutputPath::from_bytes(&bytes[..end]).ok()
 }
@@ -540,15 +474,9 @@ pub(crate) mod tests {
             digest: Digest::of(contents),
             size_bytes: contents.len() as u64,
             mode: 0o644,
-            modified: Some(Timestamp {
-                seconds: -5,
-                nanoseconds: 999_999_999,
-            }),
+            modified: Some(Timestamp { seconds: -5, nanoseconds: 999_999_999 }),
         };
-        Node {
-            path: path(text),
-            kind,
-        }
+        Node { path: path(text), kind }
     }
 
     pub(crate) fn sample() -> Manifest {
@@ -556,46 +484,26 @@ pub(crate) mod tests {
             exit_code: -3,
             duration_ms: 41_200,
             roots: vec![
-                Root {
-                    path: path("target"),
-                    kind: RootKind::Directory,
-                },
-                Root {
-                    path: path("out.txt"),
-                    kind: RootKind::File,
-                },
-                Root {
-                    path: path("dist/**/*.js"),
-                    kind: RootKind::Glob,
-                },
+                Root { path: path("target"), kind: RootKind::Directory },
+                Root { path: path("out.txt"), kind: RootKind::File },
+                Root { path: path("dist/**/*.js"), kind: RootKind::Glob },
             ],
             nodes: vec![
                 file("target/debug/app", b"app"),
                 Node {
                     path: path("target/link"),
-                    kind: NodeKind::Symlink {
-                        target: b"../nowhere".as_slice().into(),
-                    },
+                    kind: NodeKind::Symlink { target: b"../nowhere".as_slice().into() },
                 },
-                Node {
-                    path: path("target/empty"),
-                    kind: NodeKind::Directory { mode: 0o700 },
-                },
+                Node { path: path("target/empty"), kind: NodeKind::Directory { mode: 0o700 } },
                 file("out.txt", b""),
                 file("dist/a/b.js", b"js"),
             ],
             logs: Logs {
                 stdout: LogStream::Inline(b"out".as_slice().into()),
-                stderr: LogStream::Blob(BlobRef {
-                    digest: Digest::of(b"err"),
-                    size_bytes: 5000,
-                }),
+                stderr: LogStream::Blob(BlobRef { digest: Digest::of(b"err"), size_bytes: 5000 }),
                 order: vec![0, 4000, 3, 1000],
             },
-            key_parts: Some(BlobRef {
-                digest: Digest::of(b"parts"),
-                size_bytes: 5,
-            }),
+            key_parts: Some(BlobRef { digest: Digest::of(b"parts"), size_bytes: 5 }),
             origin: Origin::default(),
         };
         manifest.normalize().expect("a valid manifest");
@@ -609,24 +517,15 @@ pub(crate) mod tests {
             manifest.node(&path("target/debug")).map(|node| &node.kind),
             Some(&NodeKind::Directory { mode: 0o755 })
         );
-        assert!(
-            manifest.node(&path("dist")).is_none(),
-            "above a glob's matches nothing is owned"
-        );
+        assert!(manifest.node(&path("dist")).is_none(), "above a glob's matches nothing is owned");
         assert_eq!(manifest.nodes_below(&path("target")).len(), 5);
     }
 
     #[test]
     fn roots_inside_a_directory_root_are_dropped() {
         let mut manifest = sample();
-        manifest.roots.push(Root {
-            path: path("target/debug"),
-            kind: RootKind::Directory,
-        });
-        manifest.roots.push(Root {
-            path: path("target/*/x"),
-            kind: RootKind::Glob,
-        });
+        manifest.roots.push(Root { path: path("target/debug"), kind: RootKind::Directory });
+        manifest.roots.push(Root { path: path("target/*/x"), kind: RootKind::Glob });
         manifest.normalize().expect("still valid");
         assert_eq!(manifest, sample());
     }
@@ -649,10 +548,7 @@ pub(crate) mod tests {
         manifest.nodes.push(file("elsewhere/x", b"x"));
         assert!(manifest.check().is_err());
         manifest.normalize().expect("valid now");
-        assert!(manifest.roots.contains(&Root {
-            path: path("elsewhere/x"),
-            kind: RootKind::File
-        }));
+        assert!(manifest.roots.contains(&Root { path: path("elsewhere/x"), kind: RootKind::File }));
     }
 
     #[test]
@@ -664,11 +560,7 @@ pub(crate) mod tests {
             ("a/b?/c", Some("a")),
             ("a/{b,c}", Some("a")),
         ] {
-            assert_eq!(
-                literal_prefix(&path(pattern)),
-                prefix.map(path),
-                "{pattern}"
-            );
+            assert_eq!(literal_prefix(&path(pattern)), prefix.map(path), "{pattern}");
         }
     }
 }

@@ -91,11 +91,7 @@ impl OutputPath {
 
     /// Returns the last component.
     pub fn name(&self) -> &OsStr {
-        let start = self
-            .0
-            .iter()
-            .rposition(|&byte| byte == b'/')
-            .map_or(0, |slash| slash + 1);
+        let start = self.0.iter().rposition(|&byte| byte == b'/').map_or(0, |slash| slash + 1);
         OsStr::from_bytes(&self.0[start..])
     }
 
@@ -160,10 +156,8 @@ mod tests {
     fn directories_sort_directly_before_what_is_below_them() -> Result<(), PathError> {
         let mut paths = ["a-b", "a/z", "a", "a/b/c", "a.b", "a/b", "b"].map(OutputPath::parse);
         paths.sort_by(|a, b| a.as_ref().ok().cmp(&b.as_ref().ok()));
-        let sorted: Vec<String> = paths
-            .into_iter()
-            .map(|path| Ok(path?.to_string()))
-            .collect::<Result<_, _>>()?;
+        let sorted: Vec<String> =
+            paths.into_iter().map(|path| Ok(path?.to_string())).collect::<Result<_, _>>()?;
         assert_eq!(sorted, ["a", "a/b", "a/b/c", "a/z", "a-b", "a.b", "b"]);
         Ok(())
     }
@@ -187,17 +181,8 @@ mod tests {
     #[test]
     fn contains_stops_at_component_boundaries() -> Result<(), PathError> {
         let outer = OutputPath::parse("a/b")?;
-        for (path, expected) in [
-            ("a/b", true),
-            ("a/b/c", true),
-            ("a/bc", false),
-            ("a", false),
-        ] {
-            assert_eq!(
-                outer.contains(&OutputPath::parse(path)?),
-                expected,
-                "{path}"
-            );
+        for (path, expected) in [("a/b", true), ("a/b/c", true), ("a/bc", false), ("a", false)] {
+            assert_eq!(outer.contains(&OutputPath::parse(path)?), expected, "{path}");
         }
         Ok(())
     }

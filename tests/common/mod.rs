@@ -15,26 +15,23 @@ use std::time::{Duration, SystemTime};
 use tempfile::TempDir;
 
 /// A store and a workspace in a folder of their own.
-pub struct Lab {
+pub(crate) struct Lab {
     pub folder: TempDir,
     pub cache: Cache,
 }
 
 impl Lab {
-    pub fn new() -> Lab {
+    pub(crate) fn new() -> Lab {
         Lab::with(CacheOptions::default())
     }
 
-    pub fn with(options: CacheOptions) -> Lab {
+    pub(crate) fn with(options: CacheOptions) -> Lab {
         Lab::make(tempfile::tempdir().expect("a temporary folder"), options)
     }
 
     /// On a filesystem of the caller's choice.
-    pub fn in_folder(place: &Path) -> Lab {
-        Lab::make(
-            TempDir::new_in(place).expect("a folder there"),
-            CacheOptions::default(),
-        )
+    pub(crate) fn in_folder(place: &Path) -> Lab {
+        Lab::make(TempDir::new_in(place).expect("a folder there"), CacheOptions::default())
     }
 
     fn make(folder: TempDir, options: CacheOptions) -> Lab {
@@ -44,89 +41,79 @@ impl Lab {
         lab
     }
 
-    pub fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
-    pub fn workspace(&self) -> PathBuf {
+    pub(crate) fn workspace(&self) -> PathBuf {
         self.path("workspace")
     }
 
-    pub fn store_path(&self) -> PathBuf {
+    pub(crate) fn store_path(&self) -> PathBuf {
         self.path("store")
     }
 
     /// Opens the same store once more, as another process would.
-    pub fn reopen(&self) -> Cache {
+    pub(crate) fn reopen(&self) -> Cache {
         Cache::open(&self.store_path(), CacheOptions::default()).expect("the store opens again")
     }
 
     /// Stores what the workspace has at these outputs.
-    pub fn store(&self, key: &str, outputs: &[&str]) {
+    pub(crate) fn store(&self, key: &str, outputs: &[&str]) {
         store(&self.cache, key, &self.workspace(), outputs);
     }
 
-    pub fn restore(
+    pub(crate) fn restore(
         &self,
         key: &str,
         workspace: &Path,
         options: RestoreOptions,
     ) -> larder::Result<Option<Restored>> {
-        self.cache
-            .restore(&task(key), workspace, options, &Cancel::new())
+        self.cache.restore(&task(key), workspace, options, &Cancel::new())
     }
 
     /// The files in quarantine.
-    pub fn quarantine(&self) -> Vec<PathBuf> {
+    pub(crate) fn quarantine(&self) -> Vec<PathBuf> {
         files_below(&self.store_path().join("quarantine"))
     }
 
     /// The blob files.
-    pub fn blobs(&self) -> Vec<PathBuf> {
+    pub(crate) fn blobs(&self) -> Vec<PathBuf> {
         files_below(&self.store_path().join("blobs"))
     }
 }
 
-pub fn task(key: &str) -> TaskDigest {
+pub(crate) fn task(key: &str) -> TaskDigest {
     TaskDigest::derive("", key).expect("a valid key")
 }
 
-pub fn store(cache: &Cache, key: &str, workspace: &Path, outputs: &[&str]) {
-    let declared: Vec<OutputDeclaration> = outputs
-        .iter()
-        .copied()
-        .map(OutputDeclaration::new)
-        .collect();
+pub(crate) fn store(cache: &Cache, key: &str, workspace: &Path, outputs: &[&str]) {
+    let declared: Vec<OutputDeclaration> =
+        outputs.iter().copied().map(OutputDeclaration::new).collect();
     let entry = CacheEntry::capture(workspace, &declared)
         .expect("the outputs are there")
         .with_result(0, 1000);
-    cache
-        .store(&task(key), &entry, &Cancel::new())
-        .expect("the entry is stored");
+    cache.store(&task(key), &entry, &Cancel::new()).expect("the entry is stored");
 }
 
 /// Writes a file whose time is long past, so that a link to its blob is possible at once.
-pub fn write_old(path: &Path, contents: &[u8]) {
+pub(crate) fn write_old(path: &Path, contents: &[u8]) {
     write(path, contents);
     set_age(path, Duration::from_secs(3600));
 }
 
-pub fn write(path: &Path, contents: &[u8]) {
+pub(crate) fn write(path: &Path, contents: &[u8]) {
     fs::create_dir_all(path.parent().expect("a parent")).expect("the folder is made");
     fs::write(path, contents).expect("the file is written");
 }
 
-pub fn set_age(path: &Path, age: Duration) {
-    let file = File::options()
-        .write(true)
-        .open(path)
-        .expect("the file opens");
-    file.set_modified(SystemTime::now() - age)
-        .expect("the time is set");
+pub(crate) fn set_age(path: &Path, age: Duration) {
+    let file = File::options().write(true).open(path).expect("the file opens");
+    file.set_modified(SystemTime::now() - age).expect("the time is set");
 }
 
 /// Bytes that do not repeat, the same for the same seed.
-pub fn noise(seed: u64, length_bytes: usize) -> Vec<u8> {
+pub(crate) fn noise(seed: u64, length_bytes: usize) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut bytes = Vec::with_capacity(length_bytes + 8);
     while bytes.len() < length_bytes {
@@ -140,14 +127,14 @@ pub fn noise(seed: u64, length_bytes: usize) -> Vec<u8> {
 }
 
 /// A tree in a form that compares: bytes, modes, file times, symlinks, directories.
-pub fn snapshot(root: &Path) -> BTreeMap<PathBuf, String> {
+pub(crate) fn snapshot(root: &Path) -> BTreeMap<PathBuf, String> {
     let mut tree = BTreeMap::new();
     walk(root, root, &mut tree);
     tree
 }
 
 /// The same without write bits of files: what hardlinks bring back.
-pub fn snapshot_read_only(root: &Path) -> BTreeMap<PathBuf, String> {
+pub(crate) fn snapshot_read_only(root: &Path) -> BTreeMap<PathBuf, String> {
     let mut tree = snapshot(root);
     for value in tree.values_mut() {
         if let Some(rest) = value.strip_prefix("file ") {
@@ -165,54 +152,39 @@ fn walk(root: &Path, dir: &Path, tree: &mut BTreeMap<PathBuf, String>) {
         let meta = fs::symlink_metadata(&path).expect("a stat");
         let mode = meta.permissions().mode() & 0o7777;
         let value = if meta.is_symlink() {
-            format!(
-                "link {:?}",
-                fs::read_link(&path)
-                    .expect("a symlink")
-                    .as_os_str()
-                    .as_bytes()
-            )
+            format!("link {:?}", fs::read_link(&path).expect("a symlink").as_os_str().as_bytes())
         } else if meta.is_dir() {
             walk(root, &path, tree);
             format!("dir {mode:04o}")
         } else {
             let digest = larder::Digest::of(&fs::read(&path).expect("a file"));
-            format!(
-                "file {mode:04o} {}.{:09} {digest}",
-                meta.mtime(),
-                meta.mtime_nsec()
-            )
+            format!("file {mode:04o} {}.{:09} {digest}", meta.mtime(), meta.mtime_nsec())
         };
-        tree.insert(
-            path.strip_prefix(root)
-                .expect("below the root")
-                .to_path_buf(),
-            value,
-        );
+        tree.insert(path.strip_prefix(root).expect("below the root").to_path_buf(), value);
     }
 }
 
-pub fn files_below(folder: &Path) -> Vec<PathBuf> {
+pub(crate) fn files_below(folder: &Path) -> Vec<PathBuf> {
     let mut files = Vec::new();
     for entry in fs::read_dir(folder).expect("a directory") {
         let path = entry.expect("an entry").path();
         if path.is_dir() {
-            files.extend(files_below(&path))
+            files.extend(files_below(&path));
         } else {
-            files.push(path)
+            files.push(path);
         }
     }
     files.sort();
     files
 }
 
-pub fn inode(path: &Path) -> u64 {
+pub(crate) fn inode(path: &Path) -> u64 {
     fs::symlink_metadata(path).expect("it is there").ino()
 }
 
 /// Real filesystems to test on: `LARDER_TEST_FILESYSTEMS` is `ext4=/mnt/a,xfs=/mnt/b`. Without it
 /// the test is skipped, visibly; `LARDER_TEST_REQUIRE=1` makes that a failure.
-pub fn filesystems() -> Vec<(String, PathBuf)> {
+pub(crate) fn filesystems() -> Vec<(String, PathBuf)> {
     let Ok(list) = std::env::var("LARDER_TEST_FILESYSTEMS") else {
         skip(
             "LARDER_TEST_FILESYSTEMS is not set (scripts/filesystems.sh makes and mounts images, as root)",
@@ -220,20 +192,22 @@ pub fn filesystems() -> Vec<(String, PathBuf)> {
         return Vec::new();
     };
     let pair = |item: &str| {
-        item.split_once('=')
-            .map(|(name, path)| (name.to_owned(), PathBuf::from(path)))
+        item.split_once('=').map(|(name, path)| (name.to_owned(), PathBuf::from(path)))
     };
     list.split(',').filter_map(pair).collect()
 }
 
-pub fn skip(reason: &str) {
+pub(crate) fn skip(reason: &str) {
     assert!(
         std::env::var_os("LARDER_TEST_REQUIRE").is_none(),
         "must not be skipped here: {reason}"
     );
-    eprintln!("SKIPPED: {reason}");
+    #[expect(clippy::print_stderr, reason = "a skip must be seen")]
+    {
+        eprintln!("SKIPPED: {reason}");
+    }
 }
 
-pub fn is_root() -> bool {
+pub(crate) fn is_root() -> bool {
     fs::metadata("/proc/self").is_ok_and(|meta| meta.uid() == 0)
 }

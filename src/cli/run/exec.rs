@@ -73,12 +73,7 @@ pub(super) fn run(command: &[OsString], directory: &Path, stdin: Stdio) -> io::R
         () => None,
     };
     let logs = TaskLogs::new(&tee.stdout, &tee.stderr, &tee.pieces);
-    Ok(Finished {
-        status,
-        logs,
-        took: started.elapsed(),
-        objection,
-    })
+    Ok(Finished { status, logs, took: started.elapsed(), objection })
 }
 
 /// Runs the command on our own streams; signals as in [`run`].
@@ -119,14 +114,9 @@ pub(super) fn exit_like(status: ExitStatus) -> u8 {
 }
 
 fn pass_on(signal: i32, pid: u32) {
-    let pid = i32::try_from(pid)
-        .ok()
-        .and_then(rustix::process::Pid::from_raw);
-    let signal = if signal == SIGHUP {
-        rustix::process::Signal::HUP
-    } else {
-        rustix::process::Signal::TERM
-    };
+    let pid = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw);
+    let signal =
+        if signal == SIGHUP { rustix::process::Signal::HUP } else { rustix::process::Signal::TERM };
     if let Some(pid) = pid {
         // It may just have ended.
         let _ = rustix::process::kill_process(pid, signal);

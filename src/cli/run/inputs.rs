@@ -30,14 +30,8 @@ pub(super) struct Inputs(BTreeMap<OutputPath, Input>);
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Input {
-    File {
-        digest: Digest,
-        is_executable: bool,
-        stamp: Stamp,
-    },
-    Symlink {
-        target: Vec<u8>,
-    },
+    File { digest: Digest, is_executable: bool, stamp: Stamp },
+    Symlink { target: Vec<u8> },
 }
 
 /// Changes whenever the file does (ctime cannot be set).
@@ -79,32 +73,24 @@ impl Inputs {
                     Ok(None) => {}
                     Err(error) => {
                         let text = format!("cannot read the input {path}: {error}");
-                        *failure
-                            .lock()
-                            .unwrap_or_else(std::sync::PoisonError::into_inner) = Some(text);
+                        *failure.lock().unwrap_or_else(std::sync::PoisonError::into_inner) =
+                            Some(text);
                         return;
                     }
                 }
             }
         };
         std::thread::scope(|scope| {
-            for _ in 1..std::thread::available_parallelism()
-                .map_or(1, usize::from)
-                .min(8)
-            {
+            for _ in 1..std::thread::available_parallelism().map_or(1, usize::from).min(8) {
                 scope.spawn(work);
             }
             work();
         });
-        match failure
-            .into_inner()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
-        {
+        match failure.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner) {
             Some(text) => Err(Failure::Usage(text)),
-            None => Ok(Inputs(
-                read.into_inner()
-                    .unwrap_or_else(std::sync::PoisonError::into_inner),
-            )),
+            None => {
+                Ok(Inputs(read.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner)))
+            }
         }
     }
 
@@ -112,11 +98,7 @@ impl Inputs {
         for (path, input) in &self.0 {
             let name = path.as_bytes();
             match input {
-                Input::File {
-                    digest,
-                    is_executable,
-                    ..
-                } => {
+                Input::File { digest, is_executable, .. } => {
                     let mut value = digest.as_bytes().to_vec();
                     value.push(u8::from(*is_executable));
                     parts.add(Kind::File, name, value);
@@ -167,16 +149,8 @@ impl Inputs {
 fn is_same_content(one: &Input, other: &Input) -> bool {
     match (one, other) {
         (
-            Input::File {
-                digest,
-                is_executable,
-                ..
-            },
-            Input::File {
-                digest: digest2,
-                is_executable: is_executable2,
-                ..
-            },
+            Input::File { digest, is_executable, .. },
+            Input::File { digest: digest2, is_executable: is_executable2, .. },
         ) => (digest, is_executable) == (digest2, is_executable2),
         (one, other) => one == other,
     }
@@ -186,16 +160,10 @@ fn is_same_content(one: &Input, other: &Input) -> bool {
 pub(super) fn hash_file(path: &Path, buffer: &mut [u8]) -> io::Result<(Digest, Metadata)> {
     // A FIFO opened so returns at once, and is refused below.
     let nonblocking = i32::try_from(rustix::fs::OFlags::NONBLOCK.bits()).unwrap_or_default();
-    let mut file = File::options()
-        .read(true)
-        .custom_flags(nonblocking)
-        .open(path)?;
+    let mut file = File::options().read(true).custom_flags(nonblocking).open(path)?;
     let meta = file.metadata()?;
     if !meta.is_file() {
-        return Err(io::Error::new(
-            io::ErrorKind::InvalidInput,
-            "not a regular file",
-        ));
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
     }
     let mut hasher = blake3::Hasher::new();
     loop {
@@ -228,11 +196,7 @@ fn read_one(path: &Path, buffer: &mut [u8]) -> io::Result<Option<Input>> {
     }
     let (digest, meta) = hash_file(path, buffer)?;
     let is_executable = meta.permissions().mode() & 0o111 != 0;
-    Ok(Some(Input::File {
-        digest,
-        is_executable,
-        stamp: Stamp::of(&meta),
-    }))
+    Ok(Some(Input::File { digest, is_executable, stamp: Stamp::of(&meta) }))
 }
 
 /// The paths of all inputs, less outputs and store.
@@ -240,13 +204,7 @@ fn find(declared: &Declared<'_>) -> Result<BTreeSet<OutputPath>, Failure> {
     let filter = Filter::new(declared)?;
     let mut found = BTreeSet::new();
     if declared.inputs.is_empty() {
-        walk(
-            declared.workspace,
-            declared.workspace,
-            true,
-            &filter,
-            &mut found,
-        )?;
+        walk(declared.workspace, declared.workspace, true, &filter, &mut found)?;
         add_tracked(declared.workspace, &filter, &mut found)?;
         return Ok(found);
     }
@@ -291,15 +249,10 @@ struct Filter {
 
 impl Filter {
     fn new(declared: &Declared<'_>) -> Result<Filter, Failure> {
-        let (patterns, paths): (Vec<&String>, Vec<&String>) = declared
-            .outputs
-            .iter()
-            .partition(|output| is_pattern(output));
+        let (patterns, paths): (Vec<&String>, Vec<&String>) =
+            declared.outputs.iter().partition(|output| is_pattern(output));
         Ok(Filter {
-            outputs: paths
-                .into_iter()
-                .map(|path| parse(path))
-                .collect::<Result<_, _>>()?,
+            outputs: paths.into_iter().map(|path| parse(path)).collect::<Result<_, _>>()?,
             patterns: patterns
                 .into_iter()
                 .map(|pattern| compile(pattern))
@@ -311,10 +264,7 @@ impl Filter {
 
     fn excludes(&self, path: &OutputPath) -> bool {
         self.outputs.iter().any(|output| output.contains(path))
-            || self
-                .patterns
-                .iter()
-                .any(|pattern| pattern.is_match(path.as_path()))
+            || self.patterns.iter().any(|pattern| pattern.is_match(path.as_path()))
     }
 }
 
@@ -431,18 +381,12 @@ fn find_git(workspace: &Path) -> Option<(PathBuf, PathBuf)> {
 fn object_hash(git: &Path) -> gix_index::hash::Kind {
     let common = fs::read_to_string(git.join("commondir"))
         .map_or(git.to_path_buf(), |text| git.join(text.trim_end()));
-    let config = fs::read_to_string(common.join("config"))
-        .unwrap_or_default()
-        .to_lowercase();
+    let config = fs::read_to_string(common.join("config")).unwrap_or_default().to_lowercase();
     let is_sha256 = config.lines().any(|line| {
         let mut sides = line.split('=').map(str::trim);
         sides.next() == Some("objectformat") && sides.next() == Some("sha256")
     });
-    if is_sha256 {
-        gix_index::hash::Kind::Sha256
-    } else {
-        gix_index::hash::Kind::Sha1
-    }
+    if is_sha256 { gix_index::hash::Kind::Sha256 } else { gix_index::hash::Kind::Sha1 }
 }
 
 /// The directory below which all matches of a pattern lie.
@@ -450,11 +394,7 @@ fn start_of(workspace: &Path, pattern: &str) -> PathBuf {
     let literal = pattern.split('/').take_while(|name| !is_pattern(name));
     let mut start = workspace.to_path_buf();
     start.extend(literal);
-    if start.is_dir() {
-        start
-    } else {
-        workspace.to_path_buf()
-    }
+    if start.is_dir() { start } else { workspace.to_path_buf() }
 }
 
 pub(super) fn is_pattern(text: &str) -> bool {
@@ -463,9 +403,7 @@ pub(super) fn is_pattern(text: &str) -> bool {
 
 fn compile(pattern: &str) -> Result<GlobMatcher, Failure> {
     let glob = GlobBuilder::new(pattern).literal_separator(true).build();
-    Ok(glob
-        .map_err(|error| Failure::Usage(format!("{pattern}: {error}")))?
-        .compile_matcher())
+    Ok(glob.map_err(|error| Failure::Usage(format!("{pattern}: {error}")))?.compile_matcher())
 }
 
 pub(super) fn parse(path: &str) -> Result<OutputPath, Failure> {

@@ -60,21 +60,13 @@ impl Plan {
                 .map_err(|error| Failure::Usage(format!("cannot find {}: {error}", path.display())))
         };
         let directory = find(Path::new("."))?;
-        let workspace = args
-            .workspace
-            .as_deref()
-            .map_or(Ok(directory.clone()), find)?;
+        let workspace = args.workspace.as_deref().map_or(Ok(directory.clone()), find)?;
         if !directory.starts_with(&workspace) {
-            return Err(Failure::Usage(
-                "the current directory is not within the workspace".into(),
-            ));
+            return Err(Failure::Usage("the current directory is not within the workspace".into()));
         }
         let settings = Settings::load(global, Some(&workspace))?;
         let tidy = |paths: &[String]| {
-            paths
-                .iter()
-                .map(|path| tidy(path, &workspace))
-                .collect::<Result<Vec<_>, _>>()
+            paths.iter().map(|path| tidy(path, &workspace)).collect::<Result<Vec<_>, _>>()
         };
         let (inputs, outputs) = (tidy(&args.inputs)?, tidy(&args.outputs)?);
         let plan = Plan {
@@ -116,10 +108,8 @@ impl Plan {
                 return refuse("is, holds, or lies in .git");
             }
             for input in &self.inputs {
-                let literal: PathBuf = input
-                    .split('/')
-                    .take_while(|name| !is_pattern(name))
-                    .collect();
+                let literal: PathBuf =
+                    input.split('/').take_while(|name| !is_pattern(name)).collect();
                 if literal.as_os_str() == path.as_path() || literal.starts_with(path.as_path()) {
                     return refuse(&format!("is, or holds, the input {input}"));
                 }
@@ -167,10 +157,7 @@ impl Plan {
             Trouble::Cache(format!("cannot read {}: {error}", program.display()))
         })?;
         parts.add(Kind::Executable, "", digest.as_bytes());
-        let directory = self
-            .directory
-            .strip_prefix(&self.workspace)
-            .unwrap_or(Path::new(""));
+        let directory = self.directory.strip_prefix(&self.workspace).unwrap_or(Path::new(""));
         parts.add(Kind::WorkingDirectory, "", directory.as_os_str().as_bytes());
         parts.add(
             Kind::Platform,
@@ -198,13 +185,7 @@ impl Plan {
         inputs.add_to(&mut parts);
         let key = parts.key();
         let task = TaskDigest::derive("", &key).map_err(|error| Trouble::Cache(chain(&error)))?;
-        Ok(Keyed {
-            description: parts.describe(&cache.secret_key()),
-            cache,
-            inputs,
-            key,
-            task,
-        })
+        Ok(Keyed { description: parts.describe(&cache.secret_key()), cache, inputs, key, task })
     }
 
     fn declared(&self) -> Declared<'_> {
@@ -227,24 +208,15 @@ impl Plan {
         let said =
             said.map_err(|error| Trouble::Cache(format!("cannot ask the tool '{tool}': {error}")))?;
         if !said.status.success() {
-            return Err(Trouble::Cache(format!(
-                "the tool '{tool}' failed with {}",
-                said.status
-            )));
+            return Err(Trouble::Cache(format!("the tool '{tool}' failed with {}", said.status)));
         }
         let length = (said.stdout.len() as u64).to_le_bytes();
-        Ok(larder::Digest::of(
-            &[&length[..], &said.stdout, &said.stderr].concat(),
-        ))
+        Ok(larder::Digest::of(&[&length[..], &said.stdout, &said.stderr].concat()))
     }
 
     fn run_cached(&self, args: &Run, keyed: &Keyed, printer: &Printer) -> ExitCode {
         printer.detail(|| {
-            format!(
-                "key {} over {} inputs",
-                keyed.key,
-                count(keyed.inputs.len() as u64)
-            )
+            format!("key {} over {} inputs", keyed.key, count(keyed.inputs.len() as u64))
         });
         if self.policy != Policy::Writeonly {
             match self.try_hit(args, keyed, printer) {
@@ -254,7 +226,7 @@ impl Plan {
                 }
                 Ok(None) => {}
                 Err(error) => {
-                    printer.warn(&format!("the entry cannot be restored: {}", chain(&error)))
+                    printer.warn(&format!("the entry cannot be restored: {}", chain(&error)));
                 }
             }
         }
@@ -275,6 +247,7 @@ impl Plan {
         if self.policy != Policy::Readonly {
             match self.try_store(args, keyed, &finished) {
                 Ok(stored) => printer.report(
+                    &finished.logs.stderr,
                     || {
                         format!(
                             "stored {}… · {} files, {} ({} new) · ran {}",
@@ -293,6 +266,7 @@ impl Plan {
                     },
                 ),
                 Err(reason) => printer.report(
+                    &finished.logs.stderr,
                     || format!("not stored: {reason}"),
                     || json!({ "result": "not stored", "key": keyed.key, "reason": reason }),
                 ),
@@ -318,15 +292,13 @@ impl Plan {
             return Ok(None);
         };
         let restored = progress::counting(printer, "restoring", &cancel, || {
-            keyed
-                .cache
-                .restore(&keyed.task, &self.workspace, self.restore_options, &cancel)
+            keyed.cache.restore(&keyed.task, &self.workspace, self.restore_options, &cancel)
         })?;
         let Some(restored) = restored else {
             return Ok(None);
         };
         let status = exec::replay_as(&logs, hit.exit_code);
-        report_hit(keyed, &hit, &restored, started.elapsed(), printer);
+        report_hit(keyed, &hit, &restored, &logs.stderr, started.elapsed(), printer);
         Ok(Some(status))
     }
 
@@ -344,10 +316,7 @@ impl Plan {
         let Some(code) = code.filter(|code| *code == 0 || args.cache_failures) else {
             return Err(format!("the command failed with {}", finished.status));
         };
-        let change = keyed
-            .inputs
-            .first_change(&self.declared())
-            .map_err(|error| chain(&error))?;
+        let change = keyed.inputs.first_change(&self.declared()).map_err(|error| chain(&error))?;
         if let Some(change) = change {
             return Err(format!("the input {change} while the command ran"));
         }
@@ -355,22 +324,12 @@ impl Plan {
             self.outputs.iter().map(OutputDeclaration::new).collect();
         let entry =
             CacheEntry::capture(&self.workspace, &declared).map_err(|error| chain(&error))?;
-        let TaskLogs {
-            stdout,
-            stderr,
-            order,
-            ..
-        } = &finished.logs;
-        let mut entry = entry
-            .with_stdout(stdout)
-            .with_stderr(stderr)
-            .with_result(code, millis(finished.took));
+        let TaskLogs { stdout, stderr, order, .. } = &finished.logs;
+        let mut entry =
+            entry.with_stdout(stdout).with_stderr(stderr).with_result(code, millis(finished.took));
         entry.log_order.clone_from(order);
         entry.key_parts = Some(keyed.description.as_slice().into());
-        keyed
-            .cache
-            .store(&keyed.task, &entry, &Cancel::new())
-            .map_err(|error| chain(&error))
+        keyed.cache.store(&keyed.task, &entry, &Cancel::new()).map_err(|error| chain(&error))
     }
 
     /// Runs the command as if there were no larder.
@@ -415,11 +374,13 @@ fn report_hit(
     keyed: &Keyed,
     hit: &Hit,
     restored: &larder::Restored,
+    stderr: &[u8],
     took: Duration,
     printer: &Printer,
 ) {
     let saved = Duration::from_millis(hit.duration_ms).saturating_sub(took);
     printer.report(
+        stderr,
         || {
             format!(
                 "hit {}… · {} · {} saved",
@@ -446,11 +407,7 @@ fn millis(duration: Duration) -> u64 {
 fn cannot_run(program: &OsStr, error: &io::Error, printer: &Printer) -> ExitCode {
     printer.warn(&format!("cannot run {}: {error}", program.display()));
     let is_missing = error.kind() == io::ErrorKind::NotFound;
-    ExitCode::from(if is_missing {
-        NOT_FOUND
-    } else {
-        NOT_EXECUTABLE
-    })
+    ExitCode::from(if is_missing { NOT_FOUND } else { NOT_EXECUTABLE })
 }
 
 /// The file that the system would run: by `PATH`, unless the name has a slash.
@@ -467,11 +424,7 @@ fn find_program(name: &OsStr, directory: &Path) -> Result<PathBuf, Trouble> {
     };
     if name.as_bytes().contains(&b'/') {
         let path = directory.join(name);
-        return if is_program(&path) {
-            Ok(path)
-        } else {
-            Err(missing())
-        };
+        return if is_program(&path) { Ok(path) } else { Err(missing()) };
     }
     let path = std::env::var_os("PATH").unwrap_or_default();
     let found = std::env::split_paths(&path)
@@ -485,11 +438,7 @@ fn tidy(path: &str, workspace: &Path) -> Result<String, Failure> {
     let refuse = |what: &str| Err(Failure::Usage(format!("{path} {what}")));
     let absolute = Path::new(path).is_absolute();
     let relative = if absolute {
-        match Path::new(path)
-            .strip_prefix(workspace)
-            .ok()
-            .and_then(Path::to_str)
-        {
+        match Path::new(path).strip_prefix(workspace).ok().and_then(Path::to_str) {
             Some(relative) => relative,
             None => return refuse("is not within the workspace"),
         }

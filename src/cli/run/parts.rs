@@ -45,17 +45,13 @@ pub(super) struct Parts(Vec<(Kind, Vec<u8>, Vec<u8>)>);
 
 impl Parts {
     pub(super) fn add(&mut self, kind: Kind, name: impl AsRef<[u8]>, value: impl AsRef<[u8]>) {
-        self.0
-            .push((kind, name.as_ref().to_vec(), value.as_ref().to_vec()));
+        self.0.push((kind, name.as_ref().to_vec(), value.as_ref().to_vec()));
     }
 
     /// The run's key: 64 hex digits.
     pub(super) fn key(&self) -> String {
-        Digest::from_bytes(blake3::derive_key(
-            KEY_CONTEXT,
-            &self.encode(|_, value| value.to_vec()),
-        ))
-        .to_string()
+        Digest::from_bytes(blake3::derive_key(KEY_CONTEXT, &self.encode(|_, value| value.to_vec())))
+            .to_string()
     }
 
     /// The parts as they are kept.
@@ -98,21 +94,11 @@ fn take_part(rest: &mut &[u8]) -> Option<(String, String)> {
     let name = take_text(&mut after)?;
     let value = take_text(&mut after)?;
     *rest = after;
-    let is_digest = matches!(
-        kind,
-        Kind::Executable | Kind::Variable | Kind::Tool | Kind::File
-    );
-    let value = if is_digest {
-        hex(value)
-    } else {
-        String::from_utf8_lossy(value).into_owned()
-    };
+    let is_digest = matches!(kind, Kind::Executable | Kind::Variable | Kind::Tool | Kind::File);
+    let value = if is_digest { hex(value) } else { String::from_utf8_lossy(value).into_owned() };
     let texts = [String::from_utf8_lossy(name).into_owned(), value];
-    let texts: Vec<&str> = texts
-        .iter()
-        .map(String::as_str)
-        .filter(|text| !text.is_empty())
-        .collect();
+    let texts: Vec<&str> =
+        texts.iter().map(String::as_str).filter(|text| !text.is_empty()).collect();
     Some(((*word).to_owned(), texts.join(" ")))
 }
 
@@ -155,18 +141,10 @@ mod tests {
         parts.add(Kind::File, "src/main.rs", [0xab; 33]);
         let kept = parts.describe(&[1; 32]);
         assert!(!kept.windows(7).any(|window| window == b"hunter2"));
-        assert_ne!(
-            kept,
-            parts.describe(&[2; 32]),
-            "another store keeps something else"
-        );
+        assert_ne!(kept, parts.describe(&[2; 32]), "another store keeps something else");
         let described = describe(&kept);
         assert_eq!(described[1].0, "file");
         assert!(described[1].1.starts_with("src/main.rs abab"));
-        assert_eq!(
-            describe(&kept[..kept.len() - 1]).len(),
-            1,
-            "damage ends the list"
-        );
+        assert_eq!(describe(&kept[..kept.len() - 1]).len(), 1, "damage ends the list");
     }
 }

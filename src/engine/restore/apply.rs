@@ -43,10 +43,7 @@ enum Place<'s> {
     /// In a tree, at the file's own path below the tree's root.
     Tree { index: usize, path: &'s Path },
     /// Flat in a scratch directory.
-    Flat {
-        scratch: &'s Scratch,
-        name: &'s OsStr,
-    },
+    Flat { scratch: &'s Scratch, name: &'s OsStr },
 }
 
 impl<'m> Stage<'m> {
@@ -62,9 +59,7 @@ impl<'m> Stage<'m> {
                 roots.push(make_directories(tree, merge.scratch.dir()?, &name)?);
                 names.trees.push(name);
             }
-            names
-                .files
-                .extend(merge.files.iter().map(|_| merge.scratch.new_name()));
+            names.files.extend(merge.files.iter().map(|_| merge.scratch.new_name()));
             for node in &merge.symlinks {
                 let name = merge.scratch.new_name();
                 make_symlink(node, merge.scratch.dir()?, &name)?;
@@ -84,25 +79,15 @@ impl<'m> Stage<'m> {
     pub(super) fn apply(self, materializer: &Materializer<'_>) -> Result<()> {
         materializer.cancel.check()?;
         for (merge, staged) in self.plan.merges.iter().zip(&self.staged) {
-            let mut folders = Folders {
-                merge,
-                last: None,
-                opened: Vec::new(),
-            };
+            let mut folders = Folders { merge, last: None, opened: Vec::new() };
             apply(merge, staged, &mut folders)?;
             folders.close()?;
             for (node, mode) in merge.modes.iter().rev() {
-                let dir = merge
-                    .base
-                    .open_beneath(relative(&merge.base_path, &node.path));
+                let dir = merge.base.open_beneath(relative(&merge.base_path, &node.path));
                 let dir = dir.context("open", || &node.path)?;
-                dir.set_mode_self(*mode)
-                    .context("set the mode of", || &node.path)?;
+                dir.set_mode_self(*mode).context("set the mode of", || &node.path)?;
             }
-            materializer
-                .counters
-                .removed
-                .fetch_add(merge.remove.len() as u64, Ordering::Relaxed);
+            materializer.counters.removed.fetch_add(merge.remove.len() as u64, Ordering::Relaxed);
         }
         Ok(())
     }
@@ -121,10 +106,7 @@ fn make_files(
             let base = tree.root().as_path();
             let files = tree.nodes.iter().filter_map(FileNode::of);
             items.extend(files.map(|file| Item {
-                place: Place::Tree {
-                    index,
-                    path: relative(base, &file.node.path),
-                },
+                place: Place::Tree { index, path: relative(base, &file.node.path) },
                 file,
             }));
             index += 1;
@@ -132,10 +114,7 @@ fn make_files(
         let files = merge.files.iter().zip(&names.files);
         items.extend(files.map(|(file, name)| Item {
             file: *file,
-            place: Place::Flat {
-                scratch: &merge.scratch,
-                name,
-            },
+            place: Place::Flat { scratch: &merge.scratch, name },
         }));
     }
     parallel::for_each_with(
@@ -148,10 +127,7 @@ fn make_files(
             Place::Tree { index, path } => {
                 let parent = path.parent().unwrap_or(Path::new(""));
                 // Neighbours share a directory; it is opened once for a run of them.
-                if last
-                    .as_ref()
-                    .is_none_or(|(tree, at, _)| (*tree, *at) != (*index, parent))
-                {
+                if last.as_ref().is_none_or(|(tree, at, _)| (*tree, *at) != (*index, parent)) {
                     let dir = roots[*index].open_beneath(parent);
                     *last = Some((
                         *index,
@@ -173,34 +149,21 @@ fn make_directories(tree: &Tree<'_>, scratch: &Dir, name: &OsStr) -> Result<Dir>
     let _ = scratch.make_new(name, 0o700).context("make", place)?;
     let root = scratch.open_child(name).context("open", place)?;
     let mut above: Vec<(&OutputPath, Dir)> = Vec::new();
-    for node in tree
-        .nodes
-        .iter()
-        .skip(1)
-        .filter(|node| matches!(node.kind, NodeKind::Directory { .. }))
+    for node in
+        tree.nodes.iter().skip(1).filter(|node| matches!(node.kind, NodeKind::Directory { .. }))
     {
-        while above
-            .last()
-            .is_some_and(|(path, _)| !path.contains(&node.path))
-        {
+        while above.last().is_some_and(|(path, _)| !path.contains(&node.path)) {
             above.pop();
         }
         let parent = above.last().map_or(&root, |(_, dir)| dir);
-        if parent
-            .make_new(node.path.name(), 0o700)
-            .context("make", || &node.path)?
+        if parent.make_new(node.path.name(), 0o700).context("make", || &node.path)?
             == Placed::Occupied
         {
-            return Err(refuse(
-                &node.path,
-                "two outputs have the same name on this filesystem",
-            ));
+            return Err(refuse(&node.path, "two outputs have the same name on this filesystem"));
         }
         above.push((
             &node.path,
-            parent
-                .open_child(node.path.name())
-                .context("open", || &node.path)?,
+            parent.open_child(node.path.name()).context("open", || &node.path)?,
         ));
     }
     Ok(root)
@@ -210,14 +173,10 @@ fn make_symlink(node: &Node, dir: &Dir, name: &OsStr) -> Result<()> {
     let NodeKind::Symlink { target } = &node.kind else {
         return Ok(());
     };
-    let placed = dir
-        .symlink(OsStr::from_bytes(target), name)
-        .context("make the symlink", || &node.path)?;
+    let placed =
+        dir.symlink(OsStr::from_bytes(target), name).context("make the symlink", || &node.path)?;
     if placed == Placed::Occupied {
-        return Err(refuse(
-            &node.path,
-            "two outputs have the same name on this filesystem",
-        ));
+        return Err(refuse(&node.path, "two outputs have the same name on this filesystem"));
     }
     Ok(())
 }
@@ -226,24 +185,16 @@ fn make_symlink(node: &Node, dir: &Dir, name: &OsStr) -> Result<()> {
 /// move, since a directory without write permission cannot be moved.
 fn finish_tree(tree: &Tree<'_>, root: &Dir) -> Result<()> {
     let base = tree.root().as_path();
-    for node in tree
-        .nodes
-        .iter()
-        .filter(|node| matches!(node.kind, NodeKind::Symlink { .. }))
-    {
+    for node in tree.nodes.iter().filter(|node| matches!(node.kind, NodeKind::Symlink { .. })) {
         let parent = relative(base, &node.path).parent().unwrap_or(Path::new(""));
-        let dir = root
-            .open_beneath(parent)
-            .context("open the folder of", || &node.path)?;
+        let dir = root.open_beneath(parent).context("open the folder of", || &node.path)?;
         make_symlink(node, &dir, node.path.name())?;
     }
     for node in tree.nodes.iter().skip(1).rev() {
         if let NodeKind::Directory { mode } = node.kind {
-            let dir = root
-                .open_beneath(relative(base, &node.path))
-                .context("open", || &node.path)?;
-            dir.set_mode_self(mode)
-                .context("set the mode of", || &node.path)?;
+            let dir =
+                root.open_beneath(relative(base, &node.path)).context("open", || &node.path)?;
+            dir.set_mode_self(mode).context("set the mode of", || &node.path)?;
         }
     }
     Ok(())
@@ -265,10 +216,8 @@ fn apply(merge: &Merge<'_>, staged: &Staged, folders: &mut Folders<'_, '_>) -> R
     }
     for file in &merge.times {
         let path = relative(&merge.base_path, &file.node.path);
-        let (open, _) = merge
-            .base
-            .open_regular_beneath(path)
-            .context("open", || &file.node.path)?;
+        let (open, _) =
+            merge.base.open_regular_beneath(path).context("open", || &file.node.path)?;
         if let Some(modified) = file.modified {
             disk::set_modified(&open, modified).context("set the time of", || &file.node.path)?;
         }
@@ -290,8 +239,7 @@ fn place_tree(
     }
     if let NodeKind::Directory { mode } = tree.nodes[0].kind {
         let dir = parent.open_child(path.name()).context("open", || path)?;
-        dir.set_mode_self(mode)
-            .context("set the mode of", || path)?;
+        dir.set_mode_self(mode).context("set the mode of", || path)?;
     }
     Ok(())
 }
@@ -307,9 +255,7 @@ struct Folders<'a, 'm> {
 
 impl Folders<'_, '_> {
     fn of(&mut self, path: &OutputPath) -> Result<&Dir> {
-        let parent = relative(&self.merge.base_path, path)
-            .parent()
-            .unwrap_or(Path::new(""));
+        let parent = relative(&self.merge.base_path, path).parent().unwrap_or(Path::new(""));
         if self.last.as_ref().is_none_or(|(at, _)| at != parent) {
             let dir = match self.merge.base.make_beneath(parent) {
                 Err(error) if disk::is_not_a_directory(&error) => {
@@ -322,9 +268,8 @@ impl Folders<'_, '_> {
             };
             let stat = dir.stat_self().context("look at the folder of", || path)?;
             if stat.mode & 0o300 != 0o300 && stat.user == disk::effective_user() {
-                let again = dir
-                    .open_beneath(Path::new(""))
-                    .context("open the folder of", || path)?;
+                let again =
+                    dir.open_beneath(Path::new("")).context("open the folder of", || path)?;
                 dir.set_mode_self(stat.mode & 0o777 | 0o700)
                     .context("set the mode of the folder of", || path)?;
                 self.opened.push((again, stat.mode & 0o777));
@@ -359,11 +304,7 @@ impl Drop for Folders<'_, '_> {
 /// and only if there are such names at all.
 fn refuse_folded_names(merge: &Merge<'_>) -> Result<()> {
     let mut folded: BTreeMap<(&Path, String), &Node> = BTreeMap::new();
-    let nodes = merge
-        .files
-        .iter()
-        .map(|file| file.node)
-        .chain(merge.symlinks.iter().copied());
+    let nodes = merge.files.iter().map(|file| file.node).chain(merge.symlinks.iter().copied());
     let roots = merge.trees.iter().map(|tree| &tree.nodes[0]);
     for node in nodes.chain(roots) {
         let path = &node.path;
@@ -372,21 +313,11 @@ fn refuse_folded_names(merge: &Merge<'_>) -> Result<()> {
             continue;
         }
         let dir = merge.scratch.dir()?;
-        drop(
-            dir.create_new("a".as_ref(), 0o600)
-                .context("make a file for", || path)?,
-        );
-        let is_folding = dir
-            .stat("A".as_ref())
-            .context("look for a file for", || path)?
-            .is_some();
-        dir.unlink("a".as_ref())
-            .context("remove a file for", || path)?;
+        drop(dir.create_new("a".as_ref(), 0o600).context("make a file for", || path)?);
+        let is_folding = dir.stat("A".as_ref()).context("look for a file for", || path)?.is_some();
+        dir.unlink("a".as_ref()).context("remove a file for", || path)?;
         if is_folding {
-            return Err(refuse(
-                path,
-                "two outputs have the same name on this filesystem",
-            ));
+            return Err(refuse(path, "two outputs have the same name on this filesystem"));
         }
         return Ok(());
     }

@@ -40,18 +40,9 @@ pub(super) struct FileNode<'m> {
 impl<'m> FileNode<'m> {
     pub(super) fn of(node: &'m Node) -> Option<FileNode<'m>> {
         match node.kind {
-            NodeKind::File {
-                digest,
-                size_bytes,
-                mode,
-                modified,
-            } => Some(FileNode {
-                node,
-                digest,
-                size_bytes,
-                mode,
-                modified,
-            }),
+            NodeKind::File { digest, size_bytes, mode, modified } => {
+                Some(FileNode { node, digest, size_bytes, mode, modified })
+            }
             _ => None,
         }
     }
@@ -82,11 +73,7 @@ impl Way {
 
     fn refuse(&self, error: &io::Error) -> CopyReason {
         let is_other = disk::is_cross_device(error);
-        let reason = if is_other {
-            CopyReason::OtherFilesystem
-        } else {
-            CopyReason::Unsupported
-        };
+        let reason = if is_other { CopyReason::OtherFilesystem } else { CopyReason::Unsupported };
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason);
         reason
     }
@@ -171,18 +158,12 @@ impl<'a> Materializer<'a> {
         }
         let stat = self.prove(file)?;
         if self.options.mtime_mode == MtimeMode::Recorded
-            && file
-                .modified
-                .is_some_and(|modified| modified != stat.modified)
+            && file.modified.is_some_and(|modified| modified != stat.modified)
         {
             return Ok(Some(CopyReason::ModificationTime));
         }
         // A time of whole seconds is most likely of a filesystem that keeps no others.
-        let grain = if stat.modified.nanoseconds == 0 {
-            2_000_000_000
-        } else {
-            YOUNG_NANOSECONDS
-        };
+        let grain = if stat.modified.nanoseconds == 0 { 2_000_000_000 } else { YOUNG_NANOSECONDS };
         if disk::now().nanoseconds_since(stat.modified) < grain {
             return Ok(Some(CopyReason::Young));
         }
@@ -253,9 +234,7 @@ impl<'a> Materializer<'a> {
             let actual = Digest::of(buffer);
             if actual == file.digest {
                 let mut target = create(file, dir, name)?;
-                target
-                    .write_all(buffer)
-                    .context("write", || &file.node.path)?;
+                target.write_all(buffer).context("write", || &file.node.path)?;
                 self.finish(file, &target)?;
             }
             actual
@@ -273,11 +252,7 @@ impl<'a> Materializer<'a> {
             self.finish(file, &target)?;
             actual
         };
-        if actual == file.digest {
-            Ok(())
-        } else {
-            Err(self.damaged(file, Some(actual), &blob))
-        }
+        if actual == file.digest { Ok(()) } else { Err(self.damaged(file, Some(actual), &blob)) }
     }
 
     /// Gives a private file its mode and time.
@@ -303,11 +278,9 @@ impl<'a> Materializer<'a> {
         {
             Proof::Intact(stat) => Ok(stat),
             Proof::Missing => Err(self.missing(file)),
-            Proof::Damaged { actual } => Err(Error::Damaged {
-                path: self.blob_path(file),
-                expected: file.digest,
-                actual,
-            }),
+            Proof::Damaged { actual } => {
+                Err(Error::Damaged { path: self.blob_path(file), expected: file.digest, actual })
+            }
         }
     }
 
@@ -339,35 +312,19 @@ impl<'a> Materializer<'a> {
     }
 
     fn missing(&self, file: &FileNode<'_>) -> Error {
-        Error::Damaged {
-            path: self.blob_path(file),
-            expected: file.digest,
-            actual: None,
-        }
+        Error::Damaged { path: self.blob_path(file), expected: file.digest, actual: None }
     }
 
     fn damaged(&self, file: &FileNode<'_>, actual: Option<Digest>, blob: &OpenBlob) -> Error {
         let judged = Some(blob.stat.inode);
-        match self
-            .cache
-            .inner
-            .blobs
-            .quarantine(&file.digest, blob_mode(file.mode), judged)
-        {
-            Ok(()) => Error::Damaged {
-                path: self.blob_path(file),
-                expected: file.digest,
-                actual,
-            },
+        match self.cache.inner.blobs.quarantine(&file.digest, blob_mode(file.mode), judged) {
+            Ok(()) => Error::Damaged { path: self.blob_path(file), expected: file.digest, actual },
             Err(error) => error,
         }
     }
 
     fn blob_path(&self, file: &FileNode<'_>) -> std::path::PathBuf {
-        self.cache
-            .inner
-            .blobs
-            .blob_path(&file.digest, blob_mode(file.mode))
+        self.cache.inner.blobs.blob_path(&file.digest, blob_mode(file.mode))
     }
 }
 

@@ -82,10 +82,7 @@ impl Cache {
         let materializer = Materializer::new(self, options, &counters, cancel);
         let store =
             std::fs::canonicalize(&self.inner.path).unwrap_or_else(|_| self.inner.path.clone());
-        let place = Workspace {
-            dir: &dir,
-            store: store.strip_prefix(&canonical).ok(),
-        };
+        let place = Workspace { dir: &dir, store: store.strip_prefix(&canonical).ok() };
         let restored = Plan::make(place, &manifest, &materializer)
             .and_then(|plan| Stage::make(plan, &materializer))
             .and_then(|stage| stage.apply(&materializer));

@@ -32,13 +32,11 @@ pub(super) struct Workspace<'a> {
 impl Workspace<'_> {
     /// Whether removing `path` would remove the store.
     pub(super) fn holds_store(&self, path: &OutputPath) -> bool {
-        self.store
-            .is_some_and(|store| store.starts_with(path.as_path()))
+        self.store.is_some_and(|store| store.starts_with(path.as_path()))
     }
 
     fn is_in_store(&self, path: &OutputPath) -> bool {
-        self.store
-            .is_some_and(|store| path.as_path().starts_with(store))
+        self.store.is_some_and(|store| path.as_path().starts_with(store))
     }
 }
 
@@ -103,10 +101,7 @@ impl<'m> Plan<'m> {
                 RootKind::Directory => planner.directory_root(&root.path)?,
                 RootKind::File => {
                     scattered.extend(
-                        manifest
-                            .nodes
-                            .binary_search_by(|node| node.path.cmp(&root.path))
-                            .ok(),
+                        manifest.nodes.binary_search_by(|node| node.path.cmp(&root.path)).ok(),
                     );
                 }
                 RootKind::Glob => {}
@@ -143,16 +138,12 @@ impl<'m> Planner<'_, 'm> {
         };
         let nodes = self.manifest.nodes_below(root);
         match found.map(|stat| stat.kind) {
-            Some(FileKind::Symlink) => Err(refuse(
-                root,
-                "the output is a symlink; remove it, or cache its target",
-            )),
+            Some(FileKind::Symlink) => {
+                Err(refuse(root, "the output is a symlink; remove it, or cache its target"))
+            }
             Some(FileKind::Directory) => {
-                let base = self
-                    .workspace
-                    .dir
-                    .open_beneath(root.as_path())
-                    .context("open", || root)?;
+                let base =
+                    self.workspace.dir.open_beneath(root.as_path()).context("open", || root)?;
                 let mut merge = self.merge_at(base, root.as_path().to_path_buf(), root)?;
                 let candidates = Walk::run(&mut merge, self.workspace, nodes)?;
                 self.judge(&mut merge, &candidates)?;
@@ -181,9 +172,7 @@ impl<'m> Planner<'_, 'm> {
             .collect();
         let is_in_directory_root = |path: &OutputPath| {
             directories.contains(path)
-                || path
-                    .ancestors()
-                    .any(|ancestor| directories.contains(&ancestor))
+                || path.ancestors().any(|ancestor| directories.contains(&ancestor))
         };
         for (root, glob) in roots.iter().zip(&globs) {
             let Some(glob) = glob else { continue };
@@ -209,9 +198,7 @@ impl<'m> Planner<'_, 'm> {
     fn scattered_node(&mut self, position: usize) -> Result<usize> {
         let node = &self.manifest.nodes[position];
         let found = match self.parent_of(&node.path)? {
-            Some(parent) => parent
-                .stat(node.path.name())
-                .context("look at", || &node.path)?,
+            Some(parent) => parent.stat(node.path.name()).context("look at", || &node.path)?,
             None => None,
         };
         let is_link_node = matches!(node.kind, NodeKind::Symlink { .. });
@@ -230,20 +217,14 @@ impl<'m> Planner<'_, 'm> {
         let workspace = self.workspace;
         let text = match (is_link_node, found, self.parent_of(&node.path)?) {
             (true, Some(stat), Some(parent)) if stat.kind == FileKind::Symlink => Some(
-                parent
-                    .read_link(node.path.name())
-                    .context("read the symlink", || &node.path)?,
+                parent.read_link(node.path.name()).context("read the symlink", || &node.path)?,
             ),
             _ => None,
         };
         let below = self.manifest.nodes_below(&node.path);
         let (merge, candidates) = self.scattered_merge(&node.path)?;
         let is_tree = compare(merge, candidates, workspace, node, below, found, text)?;
-        Ok(if is_tree {
-            position + below.len()
-        } else {
-            position + 1
-        })
+        Ok(if is_tree { position + below.len() } else { position + 1 })
     }
 
     fn finish(mut self) -> Result<Plan<'m>> {
@@ -254,9 +235,7 @@ impl<'m> Planner<'_, 'm> {
             merge.remove.dedup_by(|later, kept| kept.contains(later));
             self.merges.push(merge);
         }
-        Ok(Plan {
-            merges: self.merges,
-        })
+        Ok(Plan { merges: self.merges })
     }
 
     /// Reads, on several threads, the files that might be right already.
@@ -278,9 +257,7 @@ impl<'m> Planner<'_, 'm> {
                 Verdict::Right => {}
             }
             if verdict != Verdict::Wrong {
-                self.materializer
-                    .counters
-                    .count(Method::Kept, file.size_bytes);
+                self.materializer.counters.count(Method::Kept, file.size_bytes);
             }
             Ok(())
         })?;
@@ -300,21 +277,15 @@ impl<'m> Planner<'_, 'm> {
             return Ok(Verdict::Wrong);
         }
         let wants_recorded_time = self.materializer.options.mtime_mode == MtimeMode::Recorded;
-        let is_other_time = wants_recorded_time
-            && file
-                .modified
-                .is_some_and(|modified| modified != stat.modified);
+        let is_other_time =
+            wants_recorded_time && file.modified.is_some_and(|modified| modified != stat.modified);
         if stat.links > 1
             && stat.mode == blob_mode(file.mode)
             && self.materializer.accepts_hardlink(file)
         {
             let blob = self.materializer.prove(file)?;
             if (blob.inode, blob.device) == (stat.inode, stat.device) {
-                return Ok(if is_other_time {
-                    Verdict::Wrong
-                } else {
-                    Verdict::Right
-                });
+                return Ok(if is_other_time { Verdict::Wrong } else { Verdict::Right });
             }
         }
         // Another name of some blob is no private file.
@@ -438,21 +409,9 @@ impl<'m> Walk<'_, 'm> {
         workspace: Workspace<'_>,
         nodes: &'m [Node],
     ) -> Result<Vec<FileNode<'m>>> {
-        let base = merge
-            .base
-            .open_beneath(Path::new(""))
-            .context("open", || &nodes[0].path)?;
-        let device = base
-            .stat_self()
-            .context("look at", || &nodes[0].path)?
-            .device;
-        let mut walk = Walk {
-            merge,
-            workspace,
-            nodes,
-            device,
-            candidates: Vec::new(),
-        };
+        let base = merge.base.open_beneath(Path::new("")).context("open", || &nodes[0].path)?;
+        let device = base.stat_self().context("look at", || &nodes[0].path)?.device;
+        let mut walk = Walk { merge, workspace, nodes, device, candidates: Vec::new() };
         walk.directory(&base, &nodes[0], &mut 1)?;
         Ok(walk.candidates)
     }
@@ -461,26 +420,19 @@ impl<'m> Walk<'_, 'm> {
     fn directory(&mut self, dir: &Dir, at: &'m Node, next: &mut usize) -> Result<()> {
         let stat = dir.stat_self().context("look at", || &at.path)?;
         if stat.device != self.device {
-            return Err(refuse(
-                &at.path,
-                "another filesystem is mounted within the output",
-            ));
+            return Err(refuse(&at.path, "another filesystem is mounted within the output"));
         }
         if identity::is_store(dir) {
             return Err(refuse(&at.path, "it is a store"));
         }
-        if let NodeKind::Directory { mode } = at.kind {
-            if stat.mode & 0o777 != mode {
-                self.merge.modes.push((at, mode));
-            }
+        if let NodeKind::Directory { mode } = at.kind
+            && stat.mode & 0o777 != mode
+        {
+            self.merge.modes.push((at, mode));
         }
         let entries = dir.entries().context("list", || &at.path)?;
         let mut entries: BTreeMap<OsString, FileKind> = entries.into_iter().collect();
-        while let Some(node) = self
-            .nodes
-            .get(*next)
-            .filter(|node| at.path.contains(&node.path))
-        {
+        while let Some(node) = self.nodes.get(*next).filter(|node| at.path.contains(&node.path)) {
             let name = node.path.name();
             let found = match entries.remove(name) {
                 Some(_) => dir.stat(name).context("look at", || &node.path)?,
@@ -494,36 +446,22 @@ impl<'m> Walk<'_, 'm> {
                 continue;
             }
             let text = match found {
-                Some(stat) if stat.kind == FileKind::Symlink => Some(
-                    dir.read_link(name)
-                        .context("read the symlink", || &node.path)?,
-                ),
+                Some(stat) if stat.kind == FileKind::Symlink => {
+                    Some(dir.read_link(name).context("read the symlink", || &node.path)?)
+                }
                 _ => None,
             };
             let rest = &self.nodes[*next..];
-            let below = &rest[..rest
-                .iter()
-                .take_while(|below| node.path.contains(&below.path))
-                .count()];
-            compare(
-                self.merge,
-                &mut self.candidates,
-                self.workspace,
-                node,
-                below,
-                found,
-                text,
-            )?;
+            let below =
+                &rest[..rest.iter().take_while(|below| node.path.contains(&below.path)).count()];
+            compare(self.merge, &mut self.candidates, self.workspace, node, below, found, text)?;
             *next += below.len();
         }
         for (name, kind) in entries {
             if is_scratch(&name) || (kind == FileKind::Directory && is_store(dir, &name)) {
                 continue;
             }
-            let path = at
-                .path
-                .join(&name)
-                .map_err(|error| refuse(&at.path, error.0))?;
+            let path = at.path.join(&name).map_err(|error| refuse(&at.path, error.0))?;
             if !self.workspace.holds_store(&path) {
                 self.merge.remove.push(path);
             }
@@ -546,10 +484,7 @@ fn compare<'m>(
     let found_kind = found.map(|stat| stat.kind);
     if found_kind == Some(FileKind::Directory) && !matches!(node.kind, NodeKind::Directory { .. }) {
         if workspace.holds_store(&node.path) {
-            return Err(refuse(
-                &node.path,
-                "a directory that holds the store is in the way",
-            ));
+            return Err(refuse(&node.path, "a directory that holds the store is in the way"));
         }
         merge.remove.push(node.path.clone());
     }
@@ -570,11 +505,8 @@ fn compare<'m>(
         },
         NodeKind::File { .. } => {
             let file = FileNode::of(node).expect("matched as a file");
-            let list = if found_kind == Some(FileKind::Regular) {
-                candidates
-            } else {
-                &mut merge.files
-            };
+            let list =
+                if found_kind == Some(FileKind::Regular) { candidates } else { &mut merge.files };
             list.push(file);
         }
         NodeKind::Symlink { target } => {
@@ -590,9 +522,7 @@ fn compare<'m>(
 /// same mount and may be written to, since tools that watch an output should see as little as
 /// possible; else `near` itself.
 fn scratch_near(workspace: &Dir, near: Dir, near_path: PathBuf) -> Result<Scratch> {
-    let top = workspace
-        .open_beneath(Path::new(""))
-        .context("open the workspace", || ".")?;
+    let top = workspace.open_beneath(Path::new("")).context("open the workspace", || ".")?;
     let mount = near.mount().context("look at", || &near_path)?;
     let mut anchors = Vec::new();
     if top.mount().context("look at the workspace", || ".")? == mount {
@@ -604,8 +534,7 @@ fn scratch_near(workspace: &Dir, near: Dir, near_path: PathBuf) -> Result<Scratc
 
 /// A store within an output belongs to nobody's task.
 pub(super) fn is_store(dir: &Dir, name: &OsStr) -> bool {
-    dir.open_child(name)
-        .is_ok_and(|child| identity::is_store(&child))
+    dir.open_child(name).is_ok_and(|child| identity::is_store(&child))
 }
 
 pub(super) fn relative<'p>(base: &Path, path: &'p OutputPath) -> &'p Path {
@@ -613,8 +542,5 @@ pub(super) fn relative<'p>(base: &Path, path: &'p OutputPath) -> &'p Path {
 }
 
 pub(super) fn refuse(path: &OutputPath, reason: &'static str) -> Error {
-    Error::WorkspaceRefused {
-        path: path.as_path().to_path_buf(),
-        reason,
-    }
+    Error::WorkspaceRefused { path: path.as_path().to_path_buf(), reason }
 }

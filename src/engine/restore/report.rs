@@ -102,12 +102,9 @@ impl Counters {
             files: self.methods[method as usize].0.load(Ordering::Relaxed),
             bytes: self.methods[method as usize].1.load(Ordering::Relaxed),
         };
-        let reasons = REASONS.into_iter().map(|reason| {
-            (
-                reason,
-                self.reasons[reason as usize].load(Ordering::Relaxed),
-            )
-        });
+        let reasons = REASONS
+            .into_iter()
+            .map(|reason| (reason, self.reasons[reason as usize].load(Ordering::Relaxed)));
         Restored {
             manifest,
             reflinked: counts(Method::Reflinked),

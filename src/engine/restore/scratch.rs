@@ -30,11 +30,7 @@ struct Made {
 
 impl Scratch {
     pub(super) fn new(anchors: Vec<(Dir, PathBuf)>) -> Scratch {
-        Scratch {
-            anchors,
-            made: OnceLock::new(),
-            counter: AtomicU64::new(0),
-        }
+        Scratch { anchors, made: OnceLock::new(), counter: AtomicU64::new(0) }
     }
 
     /// The private directory, made if need be.
@@ -51,10 +47,7 @@ impl Scratch {
 
     /// A name that nobody uses in [`Scratch::dir`].
     pub(super) fn new_name(&self) -> OsString {
-        self.counter
-            .fetch_add(1, Ordering::Relaxed)
-            .to_string()
-            .into()
+        self.counter.fetch_add(1, Ordering::Relaxed).to_string().into()
     }
 
     /// Moves `name` of `dir` in here, to be removed at the end. Nothing to do if it is gone.
@@ -79,10 +72,7 @@ impl Scratch {
         for (index, (anchor, path)) in self.anchors.iter().enumerate() {
             match make_in(anchor) {
                 Ok(claim) => {
-                    return Ok(Made {
-                        anchor: index,
-                        claim,
-                    });
+                    return Ok(Made { anchor: index, claim });
                 }
                 Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
                     refused = Some(Err(error).context("make a private directory in", || path));
@@ -116,6 +106,5 @@ impl Drop for Scratch {
 
 /// Whether a name is one of ours.
 pub(super) fn is_scratch(name: &OsStr) -> bool {
-    name.as_bytes()
-        .starts_with(layout::RESTORE_PREFIX.as_bytes())
+    name.as_bytes().starts_with(layout::RESTORE_PREFIX.as_bytes())
 }

@@ -1,0 +1,1098 @@
+//! The command `larder` as a process: exit statuses, streams, keys, and what it stores and does not.
+
+#![cfg(feature = "cli")]
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Value, json};
+use std::collections::BTreeSet;
+use std::env;
+use std::fs::{self, File, Permissions};
+use std::io::{ErrorKind, Read, Write};
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+use tempfile::TempDir;
+
+const LARDER: &str = env!("CARGO_BIN_EXE_larder");
+
+/// What scripts begin with, so that a test can count how often they ran: outside the workspace.
+const COUNT: &str = "echo ran >> ../count";
+
+const SIGPIPE: i32 = 13;
+const SIGTERM: i32 = 15;
+
+// Hits and misses.
+
+#[test]
+fn a_miss_runs_the_command_and_a_hit_brings_everything_back() {
+    let lab = Lab::new();
+    let script = format!(
+        "{COUNT}; printf 'built from '; cat src/a.txt; printf 'careful\\377' >&2; \
+         mkdir -p out/empty; tr a-z A-Z < src/a.txt > out/tool; chmod 755 out/tool; ln -sf tool out/link"
+    );
+    let options = ["-q", "-i", "src", "-o", "out"];
+    let miss = lab.run(&options, &script);
+    assert_eq!(miss.code, Some(0), "{}", miss.words());
+    assert_eq!((&*miss.stdout, &*miss.stderr), (&b"built from alpha\n"[..], &b"careful\xff"[..]));
+
+    fs::remove_dir_all(lab.file("out")).expect("removed");
+    let hit = lab.run(&options, &script);
+    assert_eq!(hit.code, Some(0), "{}", hit.words());
+    assert_eq!(hit.stdout, miss.stdout, "stdout is replayed byte for byte");
+    assert_eq!(hit.stderr, miss.stderr, "stderr is replayed byte for byte, non-UTF-8 included");
+    assert_eq!(lab.count(), 1, "the hit did not run the command");
+    assert_eq!(lab.read("out/tool"), "ALPHA\n");
+    assert_eq!(lab.mode("out/tool"), 0o755, "a small file is a private copy with its exact mode");
+    assert_eq!(fs::read_link(lab.file("out/link")).expect("a symlink"), Path::new("tool"));
+    assert!(lab.file("out/empty").is_dir(), "empty directories are outputs too");
+}
+
+#[test]
+fn a_hit_says_so_on_stderr_and_leaves_only_what_was_stored() {
+    let lab = Lab::new();
+    let options = ["-i", "src", "-o", "out"];
+    let script = "mkdir -p out; cp src/a.txt out/copy; echo done";
+    let miss = lab.run(&options, script);
+    assert!(miss.words().starts_with("larder: stored "), "{}", miss.words());
+    lab.write("out/extra", "from elsewhere");
+    lab.write("out/copy", "edited");
+    let hit = lab.run(&options, script);
+    assert!(hit.words().starts_with("larder: hit "), "{}", hit.words());
+    assert!(hit.words().contains("1 file"), "{}", hit.words());
+    assert!(hit.words().contains(" saved"), "{}", hit.words());
+    assert_eq!(hit.words().lines().count(), 1, "one line: {}", hit.words());
+    assert_eq!(hit.said(), "done\n", "stdout is the command's alone");
+    assert_eq!(lab.read("out/copy"), "alpha\n", "an edited output is replaced");
+    assert!(!lab.file("out/extra").exists(), "what the manifest does not hold is removed");
+}
+
+#[test]
+fn a_command_that_only_prints_is_cached_too() {
+    let lab = Lab::new();
+    let script = format!("{COUNT}; echo hello");
+    for _ in 0..3 {
+        let ran = lab.run(&[], &script);
+        assert_eq!((ran.code, ran.said().as_str()), (Some(0), "hello\n"), "{}", ran.words());
+    }
+    assert_eq!(lab.count(), 1, "without outputs there are still streams and a status");
+}
+
+#[test]
+fn pieces_of_the_logs_keep_their_order() {
+    let lab = Lab::new();
+    let script = format!(
+        "{COUNT}; printf a; sleep 0.2; printf b >&2; sleep 0.2; printf c; sleep 0.2; printf d >&2"
+    );
+    let options = ["-q", "-i", "src"];
+    assert_eq!(lab.merged(&mut lab.run_command(&options, &script)), "abcd", "live");
+    assert_eq!(lab.merged(&mut lab.run_command(&options, &script)), "abcd", "replayed");
+    assert_eq!(lab.count(), 1, "the second one was a hit");
+    let key = lab.key(&["-i", "src"], &script);
+    assert_eq!(lab.merged(&mut lab.larder(&["logs", &key])), "abcd", "by `larder logs`");
+}
+
+#[test]
+fn json_reports_a_run_as_one_line_on_stderr() {
+    let lab = Lab::new();
+    let options = ["--json", "-i", "src", "-o", "out"];
+    let script = "cat src/a.txt > out; echo done";
+
+    let miss = lab.run(&options, script);
+    assert_eq!(miss.words().lines().count(), 1, "{}", miss.words());
+    let report = miss.report();
+    assert_eq!(report["result"], "stored");
+    assert_eq!((&report["files"], &report["bytes"]), (&json!(1), &json!(6)), "{report}");
+    assert!(report["ran_ms"].is_u64(), "{report}");
+
+    fs::remove_file(lab.file("out")).expect("removed");
+    let hit = lab.run(&options, script);
+    assert_eq!(hit.said(), "done\n", "stdout is the command's, with --json too");
+    assert_eq!(hit.words().lines().count(), 1, "{}", hit.words());
+    let again = hit.report();
+    assert_eq!(again["result"], "hit");
+    assert_eq!(again["key"], report["key"]);
+    assert_eq!((&again["files"], &again["bytes"]), (&json!(1), &json!(6)), "{again}");
+    let ways = ["reflinked", "hardlinked", "copied", "kept"];
+    let made: u64 = ways.iter().filter_map(|way| again[way]["files"].as_u64()).sum();
+    assert_eq!(made, 1, "each file came in one way: {again}");
+
+    let failed = lab.run(&options, "exit 3");
+    assert_eq!((failed.code, &failed.report()["result"]), (Some(3), &json!("not stored")));
+    assert!(failed.report()["reason"].is_string(), "{}", failed.words());
+}
+
+#[test]
+fn a_run_within_a_run_works() {
+    let lab = Lab::new();
+    let inner = format!(
+        "'{LARDER}' run -i src/a.txt -o inner -- sh -c 'echo ran >> ../inner-count; cat src/a.txt > inner'"
+    );
+    let script = format!("{COUNT}; {inner}; cat inner inner > outer");
+    let options = ["-i", "src/a.txt", "-o", "outer"];
+    let first = lab.run(&options, &script);
+    assert_eq!(first.code, Some(0), "{}", first.words());
+    assert_eq!(lab.read("outer"), "alpha\nalpha\n");
+    let second = lab.run(&options, &script);
+    assert_eq!((second.code, lab.count()), (Some(0), 1), "the outer one is a hit");
+    let third = lab.run(&["-i", "src/a.txt", "-o", "outer", "--policy", "writeonly"], &script);
+    assert_eq!((third.code, lab.count()), (Some(0), 2), "{}", third.words());
+    let inner_runs = fs::read_to_string(lab.path("inner-count")).expect("it ran");
+    assert_eq!(inner_runs.lines().count(), 1, "the inner one is a hit within a miss");
+}
+
+// Keys and inputs.
+
+#[test]
+fn the_key_changes_with_everything_that_a_run_depends_on() {
+    let lab = Lab::new();
+    let mut seen = BTreeSet::new();
+    let mut expect_new =
+        |what: &str, key: String| assert!(seen.insert(key), "{what} changes the key");
+    let base = ["-i", "src/a.txt"];
+    let first = lab.key(&base, ":");
+    expect_new("nothing yet", first.clone());
+
+    expect_new("another argument", lab.key(&base, ": again"));
+    expect_new("another input", lab.key(&["-i", "src/a.txt", "-i", "src/b.txt"], ":"));
+    expect_new("an output", lab.key(&["-i", "src/a.txt", "-o", "out/*"], ":"));
+    lab.write("src/a.txt", "changed\n");
+    expect_new("an input's content", lab.key(&base, ":"));
+    lab.write("src/a.txt", "alpha\n");
+    lab.set_mode("src/a.txt", 0o755);
+    expect_new("an input's exec bit", lab.key(&base, ":"));
+    lab.set_mode("src/a.txt", 0o600);
+    assert_eq!(lab.key(&base, ":"), first, "times and other mode bits play no part");
+
+    let declared = ["-i", "src/a.txt", "-e", "FLAVOUR"];
+    expect_new("an absent variable", lab.key(&declared, ":"));
+    for value in ["", "sweet", "sour"] {
+        let key = key_of(lab.keyed(&declared, ":").env("FLAVOUR", value));
+        expect_new("the value of a declared variable", key);
+    }
+    let undeclared = key_of(lab.keyed(&base, ":").env("FLAVOUR", "sweet"));
+    assert_eq!(undeclared, first, "an undeclared variable plays no part");
+
+    let asked = ["-i", "src/a.txt", "--tool", "cat ../version"];
+    for version in ["1", "2"] {
+        fs::write(lab.path("version"), version).expect("written");
+        expect_new("what a tool says", lab.key(&asked, ":"));
+    }
+
+    let workspace = lab.place("workspace");
+    let placed = ["-i", "src/a.txt", "--workspace", &workspace];
+    assert_eq!(lab.key(&placed, ":"), first, "where the workspace lies plays no part");
+    let below = key_of(lab.keyed(&placed, ":").current_dir(lab.file("src")));
+    expect_new("the working directory within the workspace", below);
+}
+
+#[test]
+fn the_key_changes_with_the_program_itself() {
+    let lab = Lab::new();
+    let key = || key_of(&mut lab.larder(&["run", "--json", "-i", "src", "--", "../program"]));
+    let install = |text: &str| {
+        // Written by another process: if a test beside this one forked while we held the file
+        // open for writing, it could not be executed.
+        let script = format!("printf '#!/bin/sh\\n{text}\\n' > ../program; chmod 755 ../program");
+        assert_eq!(lab.run(&["--policy", "disabled"], &script).code, Some(0));
+    };
+    install("exit 0");
+    let first = key();
+    assert_eq!(key(), first);
+    install("true");
+    assert_ne!(key(), first, "the executable's content is part of the key");
+}
+
+#[test]
+fn patterns_are_the_same_inputs_as_the_paths_that_they_match() {
+    let lab = Lab::new();
+    let script = format!("{COUNT}; cat src/*.txt");
+    let listed = ["--json", "-i", "src/a.txt", "-i", "src/b.txt"];
+    assert_eq!(lab.run(&listed, &script).report()["result"], "stored");
+    for options in
+        [["--json", "-i", "src/*.txt"], ["--json", "-i", "**/*.txt"], ["--json", "-i", "./src/"]]
+    {
+        assert_eq!(lab.run(&options, &script).report()["result"], "hit", "{options:?}");
+    }
+    assert_eq!(lab.count(), 1);
+    lab.write("src/c.txt", "gamma\n");
+    assert_eq!(lab.run(&["--json", "-i", "src/*.txt"], &script).report()["result"], "stored");
+    assert_eq!(lab.run(&listed, &script).report()["result"], "hit", "it lists what it listed");
+}
+
+#[test]
+fn paths_are_taken_the_way_people_write_them() {
+    let lab = Lab::new();
+    let absolute = lab.place("workspace/out");
+    let spellings = ["out", "./out", "out/", ".//out//", &absolute];
+    let script = "mkdir -p out";
+    let key = |output: &str| lab.key(&["-i", "src", "-o", output], script);
+    let keys: BTreeSet<String> = spellings.into_iter().map(key).collect();
+    assert_eq!(keys.len(), 1, "all of them name the same output");
+}
+
+#[test]
+fn the_default_inputs_are_what_git_would_see_less_outputs_and_store() {
+    let mut lab = Lab::new();
+    lab.store = lab.file("cache/store");
+    lab.write(".gitignore", "*.log\n/build/\n");
+    for name in ["debug.log", "src/deep.log", "build/object", "out/old", ".hidden"] {
+        lab.write(name, name);
+    }
+    let key = lab.key(&["-o", "out"], "echo > out/new");
+    assert_eq!(lab.inputs_of(&key), [".gitignore", ".hidden", "src/a.txt", "src/b.txt"]);
+    lab.write("debug.log", "more");
+    assert_eq!(lab.key(&["-o", "out"], "echo > out/new"), key, "an ignored file plays no part");
+    lab.write("src/c.txt", "gamma");
+    assert_ne!(lab.key(&["-o", "out"], "echo > out/new"), key, "a new file does");
+}
+
+#[test]
+
+fn tracked_files_are_inputs_even_if_they_are_ignored() {
+    let lab = Lab::new();
+    lab.write(".gitignore", "*.log\n");
+    lab.write("tracked.log", "one");
+    lab.write("other.log", "two");
+    if !lab.git(&["init", "-q"]) {
+        eprintln!("skipped: git is missing");
+        return;
+    }
+    lab.git(&["add", "-f", "tracked.log"]);
+    let key = lab.key(&[], ":");
+    let expected = [".gitignore", "src/a.txt", "src/b.txt", "tracked.log"];
+    assert_eq!(lab.inputs_of(&key), expected, "and nothing of .git");
+    lab.write("tracked.log", "changed");
+    assert_ne!(lab.key(&[], ":"), key, "its content counts");
+    fs::remove_file(lab.file("tracked.log")).expect("removed");
+    let without = lab.key(&[], ":");
+    assert_eq!(lab.inputs_of(&without), expected[..3], "tracked and removed is not there");
+}
+
+// What is not stored.
+
+#[test]
+fn a_failure_is_stored_only_for_those_who_ask_for_it() {
+    let lab = Lab::new();
+    let script = format!("{COUNT}; echo broken >&2; exit 7");
+    for runs in 1..=2 {
+        let ran = lab.run(&["-i", "src"], &script);
+        assert_eq!((ran.code, lab.count()), (Some(7), runs), "{}", ran.words());
+        assert!(ran.words().contains("not stored: the command failed"), "{}", ran.words());
+    }
+    assert_eq!(lab.entries(), 0);
+    let asked = ["-i", "src", "--cache-failures"];
+    assert_eq!((lab.run(&asked, &script).code, lab.count()), (Some(7), 3));
+    let hit = lab.run(&asked, &script);
+    assert_eq!((hit.code, lab.count()), (Some(7), 3), "a hit replays the exit code");
+    assert!(hit.words().starts_with("broken\nlarder: hit "), "{}", hit.words());
+    let ran = lab.run(&["-i", "src"], &script);
+    assert_eq!((ran.code, lab.count()), (Some(7), 4), "a stored failure answers nobody else");
+}
+
+#[test]
+fn a_command_killed_by_a_signal_ends_larder_by_the_same() {
+    let lab = Lab::new();
+    for policy in ["normal", "disabled"] {
+        let ran = lab.run(&["-i", "src", "--cache-failures", "--policy", policy], "kill -TERM $$");
+        assert_eq!((ran.code, ran.signal), (None, Some(SIGTERM)), "{policy}: {}", ran.words());
+        let is_told = ran.words().contains("not stored: it was interrupted");
+        assert_eq!(is_told, policy == "normal", "{}", ran.words());
+    }
+    assert_eq!(lab.entries(), 0, "not even with --cache-failures");
+}
+
+#[test]
+fn sigterm_is_passed_on_and_nothing_is_stored() {
+    let script = "trap 'kill $!; echo caught; exit 0' TERM; \
+                  sleep 60 > /dev/null 2>&1 & echo > ../started; wait";
+    for policy in ["normal", "disabled"] {
+        let lab = Lab::new();
+        let ran = lab.terminate(&mut lab.run_command(&["-i", "src", "--policy", policy], script));
+        assert_eq!(ran.code, Some(0), "the command decides how it ends: {}", ran.words());
+        assert_eq!(ran.said(), "caught\n", "{policy}");
+        assert_eq!(lab.entries(), 0, "an interrupted success is none");
+
+        let lab = Lab::new();
+        let script = "echo > ../started; exec sleep 60";
+        let ran = lab.terminate(&mut lab.run_command(&["-i", "src", "--policy", policy], script));
+        assert_eq!((ran.code, ran.signal), (None, Some(SIGTERM)), "{policy}: {}", ran.words());
+    }
+}
+
+#[test]
+fn a_result_with_a_missing_output_is_not_stored() {
+    let lab = Lab::new();
+    let ran = lab.run(&["-i", "src", "-o", "out", "-o", "absent"], "echo > out");
+    assert_eq!(ran.code, Some(0), "the exit status is the command's");
+    assert!(ran.words().contains("not stored: "), "{}", ran.words());
+    assert!(ran.words().contains("absent does not exist"), "{}", ran.words());
+    assert_eq!(lab.entries(), 0);
+}
+
+#[test]
+fn a_result_whose_inputs_changed_meanwhile_is_not_stored() {
+    let changes = [
+        ("echo more >> src/a.txt", "src/a.txt changed"),
+        ("chmod 755 src/a.txt", "src/a.txt changed"),
+        ("rm src/b.txt", "src/b.txt changed"),
+        ("echo new > src/c.txt", "src/c.txt appeared"),
+    ];
+    for inputs in [&[][..], &["-i", "src"], &["-i", "src/*.txt"]] {
+        for (script, reason) in changes {
+            let lab = Lab::new();
+            let ran = lab.run(inputs, script);
+            assert_eq!(ran.code, Some(0), "{}", ran.words());
+            let is_told = ran.words().contains("not stored") && ran.words().contains(reason);
+            assert!(is_told, "{inputs:?}, {script}: {}", ran.words());
+            assert_eq!(lab.entries(), 0, "{script}");
+        }
+    }
+    let lab = Lab::new();
+    lab.run(&["-i", "src"], "touch src/a.txt");
+    assert_eq!(lab.entries(), 1, "the same content with another time is no change");
+}
+
+#[test]
+fn stdin_is_empty_unless_inherited_and_then_nothing_is_cached() {
+    let lab = Lab::new();
+    fs::write(lab.path("data"), "data\n").expect("written");
+    let stdin = || File::open(lab.path("data")).expect("opens");
+    let script = format!("{COUNT}; cat; echo end");
+    for policy in ["normal", "disabled"] {
+        let mut command = lab.run_command(&["-i", "src/a.txt", "--policy", policy], &script);
+        let ran = Ran::of(command.stdin(stdin()));
+        assert_eq!((ran.code, ran.said().as_str()), (Some(0), "end\n"), "{policy}");
+    }
+    assert_eq!((lab.count(), lab.entries()), (2, 1));
+    for runs in 3..=4 {
+        let mut command = lab.run_command(&["-i", "src/b.txt", "--stdin", "inherit"], &script);
+        let ran = Ran::of(command.stdin(stdin()));
+        assert_eq!((ran.code, ran.said().as_str()), (Some(0), "data\nend\n"), "{}", ran.words());
+        assert_eq!((lab.count(), lab.entries()), (runs, 1), "nothing is cached");
+    }
+}
+
+#[test]
+fn policies_forbid_reading_and_writing() {
+    let lab = Lab::new();
+    let script = format!("{COUNT}; echo out");
+    // The policy; how often the command has run after it, and how many entries there are.
+    let steps = [
+        ("readonly", 1, 0),
+        ("normal", 2, 1),
+        ("readonly", 2, 1),
+        ("normal", 2, 1),
+        ("writeonly", 3, 1),
+        ("disabled", 4, 1),
+    ];
+    for (step, (policy, runs, entries)) in steps.into_iter().enumerate() {
+        let ran = lab.run(&["-i", "src", "--policy", policy], &script);
+        assert_eq!((ran.code, ran.said().as_str()), (Some(0), "out\n"), "{}", ran.words());
+        assert_eq!((lab.count(), lab.entries()), (runs, entries), "step {step}, {policy}");
+    }
+    let ran = Ran::of(lab.run_command(&["-i", "src"], &script).env("LARDER_POLICY", "disabled"));
+    assert_eq!((ran.words().as_str(), lab.count()), ("", 5), "the environment counts as a flag");
+}
+
+#[test]
+fn clean_removes_outputs_before_a_miss_and_otherwise_they_stay() {
+    for (options, stays) in [(&[][..], true), (&["--clean"], false)] {
+        for policy in ["normal", "disabled"] {
+            let lab = Lab::new();
+            lab.write("out/stale", "");
+            lab.write("stale.o", "");
+            let common = ["-i", "src", "-o", "out", "-o", "*.o", "--policy", policy];
+            let args: [&[&str]; 2] = [&common, options];
+            let ran = lab.run(&args.concat(), "ls; mkdir -p out; ls out; echo > out/new");
+            assert_eq!(ran.code, Some(0), "{}", ran.words());
+            let seen = if stays { "out\nsrc\nstale.o\nstale\n" } else { "src\n" };
+            assert_eq!(ran.said(), seen, "{options:?}, {policy}");
+            assert_eq!(lab.file("out/stale").exists(), stays, "{options:?}, {policy}");
+            assert!(lab.file("src/a.txt").exists(), "only outputs are removed");
+        }
+    }
+}
+
+// Errors.
+
+#[test]
+fn wrong_calls_end_with_2_and_run_nothing() {
+    let elsewhere = "/larder-elsewhere";
+    let calls: [&[&str]; 21] = [
+        &["-o", "."],
+        &["-o", "./"],
+        &["-o", ""],
+        &["-o", ".."],
+        &["-o", "../out"],
+        &["-o", "src/../out"],
+        &["-o", elsewhere],
+        &["-o", "**"],
+        &["-o", ".git"],
+        &["-o", ".git/hooks"],
+        &["-o", "cache"],
+        &["-o", "cache/store"],
+        &["-i", "src/a.txt", "-o", "src/a.txt"],
+        &["-i", "src/a.txt", "-o", "src"],
+        &["-i", "src/*.txt", "-o", "src/*.txt"],
+        &["-i", "absent"],
+        &["-i", elsewhere],
+        &["--workspace", elsewhere],
+        &["--no-such-option"],
+        &["--policy", "sometimes"],
+        &["--link-mode", "glue"],
+    ];
+    for options in calls {
+        let mut lab = Lab::new();
+        lab.store = lab.file("cache/store");
+        let ran = lab.run(options, COUNT);
+        assert_eq!(ran.code, Some(2), "{options:?}: {}", ran.words());
+        assert!(!ran.stderr.is_empty(), "{options:?} is told");
+        assert_eq!(lab.count(), 0, "{options:?} runs nothing");
+    }
+    let lab = Lab::new();
+    assert_eq!(lab.call(&["run", "-i", "src"]).code, Some(2), "there is no command");
+    assert_eq!(lab.call(&["stats", "-q", "-v"]).code, Some(2), "-q and -v contradict each other");
+    let outside = ["-i", "src", "--workspace", &lab.place("workspace/src")];
+    assert_eq!(lab.run(&outside, COUNT).code, Some(2), "we are not within the workspace");
+}
+
+#[test]
+fn a_key_has_1_to_1024_bytes() {
+    let lab = Lab::new();
+    for (length_bytes, code) in [(0, 2), (1, 1), (1024, 1), (1025, 2)] {
+        let key = "k".repeat(length_bytes);
+        for verb in ["check", "logs", "show", "restore", "rm"] {
+            let ran = lab.call(&[verb, &key]);
+            assert_eq!(ran.code, Some(code), "{verb}, {length_bytes} bytes: {}", ran.words());
+        }
+    }
+}
+
+#[test]
+fn a_command_that_is_not_there_ends_with_127() {
+    let lab = Lab::new();
+    for policy in ["normal", "disabled"] {
+        for program in ["larder-no-such-program", "./no-such-file"] {
+            let ran = lab.call(&["run", "-i", "src", "--policy", policy, "--", program]);
+            assert_eq!(ran.code, Some(127), "{policy}: {}", ran.words());
+            assert!(ran.words().contains(program), "{}", ran.words());
+        }
+    }
+    assert_eq!(lab.entries(), 0);
+}
+
+#[test]
+fn a_tool_that_fails_costs_the_cache_and_not_the_build() {
+    let lab = Lab::new();
+    let ran = lab.run(&["-i", "src", "--tool", "exit 3"], &format!("{COUNT}; exit 5"));
+    assert_eq!((ran.code, lab.count()), (Some(5), 1), "{}", ran.words());
+    assert!(ran.words().contains("warning: running without the cache"), "{}", ran.words());
+}
+
+#[test]
+fn a_broken_store_never_breaks_the_build() {
+    let breakages: [(&str, fn(&Path) -> PathBuf); 5] = [
+        ("a file", |root| {
+            fs::write(root.join("file"), "").expect("written");
+            root.join("file")
+        }),
+        ("below a file", |root| {
+            fs::write(root.join("file"), "").expect("written");
+            root.join("file/store")
+        }),
+        ("somebody's folder", |root| {
+            fs::create_dir(root.join("full")).expect("made");
+            fs::write(root.join("full/thesis.txt"), "").expect("written");
+            root.join("full")
+        }),
+        ("a symlink", |root| {
+            symlink("workspace", root.join("link")).expect("linked");
+            root.join("link")
+        }),
+        ("a newer version's", |root| {
+            fs::create_dir(root.join("newer")).expect("made");
+            fs::write(root.join("newer/FORMAT"), newer_format()).expect("written");
+            root.join("newer")
+        }),
+    ];
+    for (what, break_it) in breakages {
+        let mut lab = Lab::new();
+        lab.store = break_it(&lab.root);
+        let ran = lab.run(&["-i", "src"], &format!("{COUNT}; echo out; exit 5"));
+        assert_eq!((ran.code, lab.count()), (Some(5), 1), "{what}: {}", ran.words());
+        assert_eq!(ran.said(), "out\n", "{what}");
+        assert_eq!(ran.words().lines().count(), 1, "one warning: {}", ran.words());
+        assert!(ran.words().contains("warning: running without the cache"), "{}", ran.words());
+        assert_eq!(lab.call(&["check", "k"]).code, Some(4), "{what} is an unusable store");
+    }
+}
+
+#[test]
+fn a_store_of_a_newer_version_is_left_untouched() {
+    let lab = Lab::new();
+    fs::create_dir(&lab.store).expect("made");
+    fs::write(lab.store.join("FORMAT"), newer_format()).expect("written");
+    for args in [&["check", "k"][..], &["stats"], &["verify", "--repair"]] {
+        let ran = lab.call(args);
+        assert_eq!(ran.code, Some(4), "{args:?}");
+        assert!(ran.words().contains("format 2"), "{args:?}: {}", ran.words());
+    }
+    let names = fs::read_dir(&lab.store).expect("listed").count();
+    assert_eq!(names, 1, "nothing was added");
+    assert_eq!(fs::read_to_string(lab.store.join("FORMAT")).expect("read"), newer_format());
+}
+
+#[test]
+fn a_store_that_is_being_removed_is_done_without() {
+    let lab = Lab::new();
+    assert_eq!(lab.entries(), 0, "the store is made");
+    let in_use = File::options().read(true).write(true).open(lab.store.join("in-use"));
+    let in_use = in_use.expect("opens");
+    in_use.lock().expect("locked, as `destroy` does");
+    let ran = lab.run(&["-i", "src"], &format!("{COUNT}; exit 5"));
+    assert_eq!((ran.code, lab.count()), (Some(5), 1), "{}", ran.words());
+    assert!(ran.words().contains("warning: running without the cache"), "{}", ran.words());
+    assert_eq!(lab.call(&["check", "k"]).code, Some(4));
+}
+
+#[test]
+fn a_damaged_blob_costs_a_rerun_and_is_healed_by_it() {
+    let lab = Lab::new();
+    let options = ["-i", "src", "-o", "out"];
+    let script = format!("{COUNT}; tr a-z A-Z < src/a.txt > out");
+    assert_eq!(lab.run(&options, &script).code, Some(0));
+    lab.damage(&lab.blob_with("ALPHA\n"));
+    fs::remove_file(lab.file("out")).expect("removed");
+    let ran = lab.run(&options, &script);
+    assert_eq!((ran.code, lab.count()), (Some(0), 2), "{}", ran.words());
+    assert!(ran.words().contains("warning: the entry cannot be restored"), "{}", ran.words());
+    assert_eq!(lab.read("out"), "ALPHA\n");
+    fs::remove_file(lab.file("out")).expect("removed");
+    let hit = lab.run(&options, &script);
+    assert_eq!((hit.code, lab.count()), (Some(0), 2), "{}", hit.words());
+    assert_eq!(lab.read("out"), "ALPHA\n");
+}
+
+#[test]
+fn a_reader_that_goes_away_is_no_panic() {
+    let lab = Lab::new();
+    let endless = read_one_byte(&mut lab.larder(&["run", "-i", "src", "--", "yes"]));
+    assert_eq!((endless.code, endless.signal), (None, Some(SIGPIPE)), "as it would without us");
+    assert!(endless.words().contains("not stored"), "{}", endless.words());
+    assert!(!endless.words().contains("panicked"), "{}", endless.words());
+    assert_eq!(lab.entries(), 0, "what nobody read to the end is not stored");
+
+    let options = ["-i", "src"];
+    let script = "seq 1 200000";
+    assert!(lab.run(&options, script).stdout.ends_with(b"\n200000\n"));
+    let hit = read_one_byte(&mut lab.run_command(&options, script));
+    assert_eq!(hit.code, Some(0), "{}", hit.words());
+    assert!(hit.words().starts_with("larder: hit "), "{}", hit.words());
+}
+
+// Settings.
+
+#[test]
+fn the_store_is_named_by_flag_then_environment_then_file_then_home() {
+    let lab = Lab::new();
+    let script = format!("{COUNT}; echo out");
+    let run = |options: &[&str]| lab.run_command(&[&["-i", "src"][..], options].concat(), &script);
+    let is_store = |name: &str| lab.path(name).join("FORMAT").exists();
+
+    assert_eq!(Ran::of(run(&[]).env_remove("LARDER_DIR")).code, Some(0));
+    assert!(is_store(".cache/larder"), "without any word it lies in the home");
+    let cache = lab.path("xdg");
+    let mut command = run(&[]);
+    Ran::of(command.env_remove("LARDER_DIR").env("XDG_CACHE_HOME", &cache));
+    assert!(is_store("xdg/larder"), "or where the system keeps caches");
+
+    lab.write("larder.toml", "store = \"../by-file\"\n");
+    Ran::of(run(&[]).env_remove("LARDER_DIR"));
+    assert!(is_store("by-file"), "the file's path is relative to the workspace");
+    assert!(!is_store("store"));
+    Ran::of(&mut run(&[]));
+    assert!(is_store("store"), "the environment wins over the file");
+    Ran::of(&mut run(&["--store", "../by-flag"]));
+    assert!(is_store("by-flag"), "a flag wins over the environment");
+    assert_eq!(lab.count(), 5, "five stores, each empty at first");
+    Ran::of(run(&[]).env_remove("LARDER_DIR"));
+    assert_eq!(lab.count(), 5, "and a hit in the one that the file names");
+}
+
+#[test]
+fn the_workspaces_file_sets_link_mode_and_policy_unless_flag_or_environment_do() {
+    let lab = Lab::new();
+    let options = ["--json", "-i", "src", "-o", "out"];
+    let copied = ["--json", "-i", "src", "-o", "out", "--link-mode", "copy"];
+    let script = "cat src/a.txt > out";
+    lab.run(&options, script);
+    // In mode `hardlink` a file that is copied all the same (this one may be too young to be
+    // linked) has a reason; in mode `copy` it has none.
+    let is_plain_copy = |command: &mut Command| {
+        fs::remove_file(lab.file("out")).expect("removed");
+        let report = Ran::of(command).report();
+        assert_eq!(report["result"], "hit", "{report}");
+        report["copied"]["files"] == 1 && report["copy_reasons"] == json!({})
+    };
+    assert!(is_plain_copy(&mut lab.run_command(&options, script)), "a small file, mode auto");
+    lab.write("larder.toml", "link-mode = \"hardlink\"\n");
+    assert!(!is_plain_copy(&mut lab.run_command(&options, script)), "the file counts");
+    assert!(is_plain_copy(&mut lab.run_command(&copied, script)), "the flag wins");
+    let mut command = lab.run_command(&options, script);
+    assert!(is_plain_copy(command.env("LARDER_LINK_MODE", "copy")), "the environment wins");
+
+    lab.write("larder.toml", "policy = \"disabled\"\n");
+    assert_eq!(lab.run(&options, script).words(), "", "no larder at all");
+    let normal = ["--json", "-i", "src", "-o", "out", "--policy", "normal"];
+    assert_eq!(lab.run(&normal, script).report()["result"], "hit", "the flag wins");
+}
+
+#[test]
+fn mistakes_in_the_workspaces_file_are_usage_errors() {
+    let lab = Lab::new();
+    for text in ["sotre = \"x\"\n", "link-mode = \"glue\"\n", "policy = \"maybe\"\n", "store = \n"]
+    {
+        lab.write("larder.toml", text);
+        let ran = lab.run(&["-i", "src"], COUNT);
+        assert_eq!((ran.code, lab.count()), (Some(2), 0), "{text}: {}", ran.words());
+        assert!(!ran.words().is_empty(), "{text}");
+    }
+    lab.write("larder.toml", "link-mode = \"glue\"\n");
+    assert_eq!(lab.run(&["-i", "src", "--link-mode", "copy"], ":").code, Some(0), "unless unused");
+}
+
+// The other subcommands.
+
+#[test]
+fn store_check_logs_show_and_rm_speak_text_and_json() {
+    let lab = Lab::new();
+    lab.make_entry("k");
+    let check = lab.call(&["check", "k"]);
+    assert_eq!((check.code, check.said().as_str()), (Some(0), "hit · exit code 3 · ran 1.5 s\n"));
+    let check = lab.call(&["check", "k", "--json"]);
+    assert_eq!(check.json(), json!({ "hit": true, "exit_code": 3, "duration_ms": 1500 }));
+
+    let logs = lab.call(&["logs", "k"]);
+    assert_eq!((&*logs.stdout, &*logs.stderr), (&b"out\xff"[..], &b"err\n"[..]), "exact bytes");
+    let logs = lab.call(&["logs", "k", "--json"]).json();
+    assert_eq!(logs, json!({ "stdout": "out\u{fffd}", "stderr": "err\n" }), "text, lossy");
+
+    let show = lab.call(&["show", "k"]);
+    assert_eq!(show.code, Some(0));
+    for part in
+        ["exit code 3", "ran 1.5 s", "root directory out", "0755", "out/tool", "link -> tool"]
+    {
+        assert!(show.said().contains(part), "{part} in {}", show.said());
+    }
+    let show = lab.call(&["show", "k", "--json"]).json();
+    assert_eq!((&show["exit_code"], &show["duration_ms"]), (&json!(3), &json!(1500)), "{show}");
+    assert_eq!((&show["stdout_bytes"], &show["stderr_bytes"]), (&json!(4), &json!(4)), "{show}");
+    assert_eq!(show["roots"], json!([{ "path": "out", "type": "directory" }]));
+    let outputs = show["outputs"].as_array().expect("a list");
+    let kinds: Vec<_> = outputs.iter().map(|node| (&node["path"], &node["type"])).collect();
+    let (out, link, tool) = (json!("out"), json!("out/link"), json!("out/tool"));
+    let (directory, symlink, file) = (json!("directory"), json!("symlink"), json!("file"));
+    assert_eq!(kinds, [(&out, &directory), (&link, &symlink), (&tool, &file)], "{show}");
+    assert_eq!((&outputs[2]["bytes"], &outputs[2]["mode"]), (&json!(4), &json!(0o755)), "{show}");
+
+    let removed = lab.call(&["rm", "k"]);
+    assert_eq!((removed.code, removed.said().as_str()), (Some(0), "removed\n"));
+    let again = lab.call(&["rm", "k", "--json"]);
+    assert_eq!((again.code, again.json()), (Some(1), json!({ "removed": false })));
+    assert_eq!(lab.call(&["check", "k"]).code, Some(1));
+}
+
+#[test]
+fn restore_makes_the_workspace_and_says_what_it_did() {
+    let lab = Lab::new();
+    lab.make_entry("k");
+    let restored = lab.call(&["restore", "k", "--workspace", "../again"]);
+    assert_eq!(restored.code, Some(0), "{}", restored.words());
+    assert!(restored.said().starts_with("restored 1 file, 4 B"), "{}", restored.said());
+    let tool = lab.path("again/out/tool");
+    assert_eq!(fs::read(&tool).expect("restored"), b"tool");
+    assert_eq!(fs::metadata(&tool).expect("restored").permissions().mode() & 0o777, 0o755);
+    assert_eq!(fs::read_link(lab.path("again/out/link")).expect("restored"), Path::new("tool"));
+
+    let json = lab.call(&["restore", "k", "--workspace", "../again", "--json"]).json();
+    assert_eq!((&json["files"], &json["bytes"]), (&json!(1), &json!(4)), "{json}");
+    assert_eq!(json["kept"], json!({ "files": 1, "bytes": 4 }), "it is there already: {json}");
+    assert!(json["took_ms"].is_number(), "{json}");
+}
+
+#[test]
+fn store_refuses_what_it_cannot_cache() {
+    let lab = Lab::new();
+    for output in ["absent", "..", "../count", "/etc/passwd"] {
+        let ran = lab.call(&["store", "k", "-o", output]);
+        assert_eq!(ran.code, Some(2), "{output}: {}", ran.words());
+        assert!(ran.words().contains("error: "), "{output}: {}", ran.words());
+    }
+    assert_eq!(lab.call(&["store", "k", "--stdout", "absent"]).code, Some(2));
+    assert_eq!(lab.entries(), 0);
+}
+
+#[test]
+fn a_miss_ends_with_1() {
+    let lab = Lab::new();
+    let check = lab.call(&["check", "k"]);
+    assert_eq!((check.code, check.said().as_str()), (Some(1), "miss\n"));
+    let check = lab.call(&["check", "k", "--json"]);
+    assert_eq!((check.code, check.json()), (Some(1), json!({ "hit": false })));
+    for verb in ["logs", "show", "restore"] {
+        let ran = lab.call(&[verb, "k"]);
+        assert_eq!((ran.code, ran.said().as_str()), (Some(1), ""), "{verb}");
+        assert!(ran.words().contains("no entry for this key"), "{verb}: {}", ran.words());
+    }
+}
+
+#[test]
+fn stats_and_health_speak_text_and_json() {
+    let lab = Lab::new();
+    lab.make_entry("k");
+    let text = lab.call(&["stats"]);
+    assert_eq!(text.code, Some(0));
+    for word in ["entries", "blobs", "on disk", &lab.place("store")] {
+        assert!(text.said().contains(word), "{word} in {}", text.said());
+    }
+    let stats = lab.call(&["stats", "--json"]).json();
+    assert_eq!((&stats["entries"], &stats["blobs"]), (&json!(1), &json!(1)), "{stats}");
+    assert_eq!(stats["quarantined"], 0, "{stats}");
+    assert!(stats["total_bytes"].as_u64() >= stats["blob_bytes"].as_u64(), "{stats}");
+
+    let text = lab.call(&["health"]);
+    assert_eq!(text.code, Some(0), "{}", text.words());
+    assert!(text.said().contains("writable      yes"), "{}", text.said());
+    let health = lab.call(&["health", "--workspace", "src", "--json"]).json();
+    assert_eq!((&health["writable"], &health["index"]), (&json!(true), &json!(true)), "{health}");
+    assert!(health["workspace"]["filesystem"].is_string(), "{health}");
+    assert!(health["workspace"]["hardlink"].is_boolean(), "{health}");
+    assert_eq!(
+        fs::read_dir(lab.file("src")).expect("listed").count(),
+        2,
+        "it leaves nothing behind"
+    );
+}
+
+#[test]
+fn verify_finds_damage_and_repairs_it() {
+    let lab = Lab::new();
+    lab.make_entry("k");
+    let clean = lab.call(&["verify"]);
+    assert_eq!(clean.code, Some(0), "{}", clean.said());
+    assert!(clean.said().ends_with("clean\n"), "{}", clean.said());
+    let report = lab.call(&["verify", "--json"]).json();
+    assert_eq!((&report["clean"], &report["entries"]), (&json!(true), &json!(1)), "{report}");
+
+    lab.damage(&lab.blob_with("tool"));
+    let damaged = lab.call(&["verify"]);
+    assert_eq!(damaged.code, Some(3), "{}", damaged.said());
+    assert!(damaged.said().contains("damaged blob "), "{}", damaged.said());
+    let damaged = lab.call(&["verify", "--json"]);
+    let report = damaged.json();
+    assert_eq!((damaged.code, &report["clean"]), (Some(3), &json!(false)), "looking mends nothing");
+    for list in ["damaged_blobs", "broken_entries"] {
+        assert_eq!(report[list].as_array().map(Vec::len), Some(1), "{list} in {report}");
+    }
+
+    let repaired = lab.call(&["verify", "--repair"]);
+    assert_eq!(repaired.code, Some(3), "damage was found: {}", repaired.said());
+    assert!(repaired.said().contains(": quarantined"), "{}", repaired.said());
+    assert!(repaired.said().contains(": dropped"), "{}", repaired.said());
+    assert_eq!(lab.call(&["verify"]).code, Some(0), "then it is clean");
+    assert_eq!(lab.call(&["check", "k"]).code, Some(1), "and the entry a miss");
+    assert_eq!(lab.call(&["stats", "--json"]).json()["quarantined"], 1);
+    lab.make_entry("k");
+    assert_eq!(lab.call(&["check", "k"]).code, Some(0), "storing again heals it");
+}
+
+#[test]
+fn restoring_damage_ends_with_3_and_leaves_the_workspace_alone() {
+    let lab = Lab::new();
+    lab.make_entry("k");
+    lab.damage(&lab.blob_with("tool"));
+    let ran = lab.call(&["restore", "k", "--workspace", "../again"]);
+    assert_eq!((ran.code, ran.said().as_str()), (Some(3), ""), "{}", ran.words());
+    assert!(ran.words().contains("damaged bytes"), "{}", ran.words());
+    assert!(!lab.path("again/out").exists(), "nothing was restored");
+    assert_eq!(lab.call(&["check", "k"]).code, Some(1), "the entry is dropped");
+}
+
+#[test]
+fn destroy_removes_a_store_and_nothing_else() {
+    let lab = Lab::new();
+    let workspace = lab.place("workspace");
+    let refused = lab.call(&["destroy", "--store", &workspace]);
+    assert_eq!(refused.code, Some(4), "{}", refused.words());
+    assert_eq!(lab.read("src/a.txt"), "alpha\n", "nothing was touched");
+    assert_eq!(lab.call(&["destroy"]).code, Some(4), "there is none yet");
+
+    lab.make_entry("k");
+    fs::write(lab.store.join("thesis.txt"), "mine").expect("written");
+    assert_eq!(lab.call(&["destroy"]).code, Some(4), "something that is not ours lies in it");
+    assert_eq!(lab.call(&["check", "k"]).code, Some(0), "nothing was touched");
+    fs::remove_file(lab.store.join("thesis.txt")).expect("removed");
+
+    let within = lab.run(&["-i", "src"], &format!("'{LARDER}' destroy"));
+    assert_eq!(within.code, Some(4), "a store in use stays: {}", within.words());
+    let destroyed = lab.call(&["destroy", "--json"]);
+    assert_eq!(destroyed.json(), json!({ "removed": lab.place("store") }), "{}", destroyed.words());
+    assert_eq!(destroyed.code, Some(0));
+    assert!(!lab.store.exists(), "it is gone");
+}
+
+// What the tests share.
+
+/// A workspace, and beside it a store, in a folder that is also the home.
+struct Lab {
+    root: PathBuf,
+    /// What `LARDER_DIR` says.
+    store: PathBuf,
+    _folder: TempDir,
+}
+
+impl Lab {
+    fn new() -> Lab {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let root = fs::canonicalize(folder.path()).expect("it has a real name");
+        let lab = Lab { store: root.join("store"), root, _folder: folder };
+        lab.write("src/a.txt", "alpha\n");
+        lab.write("src/b.txt", "beta\n");
+        lab
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.root.join(name)
+    }
+
+    /// A path as an argument.
+    fn place(&self, name: &str) -> String {
+        self.path(name).into_os_string().into_string().expect("the temporary folder is UTF-8")
+    }
+
+    /// A path in the workspace.
+    fn file(&self, name: &str) -> PathBuf {
+        self.path("workspace").join(name)
+    }
+
+    fn write(&self, name: &str, contents: &str) {
+        let path = self.file(name);
+        fs::create_dir_all(path.parent().expect("the workspace is above")).expect("made");
+        fs::write(path, contents).expect("written");
+    }
+
+    fn read(&self, name: &str) -> String {
+        fs::read_to_string(self.file(name)).expect("the file is there")
+    }
+
+    fn mode(&self, name: &str) -> u32 {
+        fs::metadata(self.file(name)).expect("the file is there").permissions().mode() & 0o777
+    }
+
+    fn set_mode(&self, name: &str, mode: u32) {
+        fs::set_permissions(self.file(name), Permissions::from_mode(mode)).expect("we own it");
+    }
+
+    /// How often scripts that begin with [`COUNT`] ran.
+    fn count(&self) -> usize {
+        fs::read_to_string(self.path("count")).map_or(0, |text| text.lines().count())
+    }
+
+    /// How many entries the store has.
+    fn entries(&self) -> u64 {
+        self.call(&["stats", "--json"]).json()["entries"].as_u64().expect("a number")
+    }
+
+    /// A command in the workspace whose environment knows of no settings but the store.
+    fn command(&self, program: &str) -> Command {
+        let mut command = Command::new(program);
+        for (name, _) in env::vars_os() {
+            let text = name.to_string_lossy();
+            if ["LARDER_", "GIT_", "XDG_"].iter().any(|prefix| text.starts_with(prefix)) {
+                command.env_remove(&name);
+            }
+        }
+        command.current_dir(self.file("")).env("HOME", &self.root).env("LARDER_DIR", &self.store);
+        command
+    }
+
+    fn larder(&self, args: &[&str]) -> Command {
+        let mut command = self.command(LARDER);
+        command.args(args);
+        command
+    }
+
+    fn call(&self, args: &[&str]) -> Ran {
+        Ran::of(&mut self.larder(args))
+    }
+
+    /// `larder run` over a shell script.
+    fn run_command(&self, options: &[&str], script: &str) -> Command {
+        let args: [&[&str]; 3] = [&["run"], options, &["--", "sh", "-c", script]];
+        self.larder(&args.concat())
+    }
+
+    fn run(&self, options: &[&str], script: &str) -> Ran {
+        Ran::of(&mut self.run_command(options, script))
+    }
+
+    /// The same, for [`key_of`].
+    fn keyed(&self, options: &[&str], script: &str) -> Command {
+        let args: [&[&str]; 2] = [&["--json"], options];
+        self.run_command(&args.concat(), script)
+    }
+
+    fn key(&self, options: &[&str], script: &str) -> String {
+        key_of(&mut self.keyed(options, script))
+    }
+
+    /// The files that a run's key was made of.
+    fn inputs_of(&self, key: &str) -> Vec<String> {
+        let shown = self.call(&["show", key, "--json"]).json();
+        let parts = shown["key"].as_array().expect("a list of parts").clone();
+        let files = parts.iter().filter(|part| part[0] == "file");
+        let names = files.filter_map(|part| part[1].as_str()?.split(' ').next().map(str::to_owned));
+        names.collect()
+    }
+
+    /// What a command writes if stdout and stderr are one file.
+    fn merged(&self, command: &mut Command) -> String {
+        let path = self.path("merged");
+        let file = File::create(&path).expect("created");
+        let twin = file.try_clone().expect("a second descriptor");
+        let status = command.stdin(Stdio::null()).stdout(file).stderr(twin).status();
+        assert_eq!(status.expect("larder starts").code(), Some(0));
+        fs::read_to_string(path).expect("text")
+    }
+
+    /// Sends SIGTERM to larder as soon as its command has made `../started`.
+    fn terminate(&self, command: &mut Command) -> Ran {
+        let command = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let child = command.spawn().expect("larder starts");
+        let begun = Instant::now();
+        while !self.path("started").exists() {
+            assert!(begun.elapsed() < Duration::from_secs(30), "the command does not start");
+            sleep(Duration::from_millis(5));
+        }
+        kill_process(Pid::from_child(&child), Signal::TERM).expect("it still runs");
+        Ran::from(child.wait_with_output().expect("it ends"))
+    }
+
+    /// Runs git in the workspace; false if there is none.
+    fn git(&self, args: &[&str]) -> bool {
+        match self.command("git").env("GIT_CONFIG_NOSYSTEM", "1").args(args).status() {
+            Ok(status) => {
+                assert!(status.success(), "git {args:?} works");
+                true
+            }
+            Err(error) if error.kind() == ErrorKind::NotFound => false,
+            Err(error) => panic!("git does not start: {error}"),
+        }
+    }
+
+    /// Stores an entry with a directory, a file of 4 bytes, a symlink, logs and a failure.
+    fn make_entry(&self, key: &str) {
+        fs::write(self.path("stdout"), b"out\xff").expect("written");
+        fs::write(self.path("stderr"), "err\n").expect("written");
+        self.write("out/tool", "tool");
+        self.set_mode("out/tool", 0o755);
+        // It may be there from an earlier call.
+        let _ = symlink("tool", self.file("out/link"));
+        let files = ["-o", "out", "--stdout", "../stdout", "--stderr", "../stderr"];
+        let args: [&[&str]; 3] =
+            [&["store", key], &files, &["--exit-code", "3", "--duration-ms", "1500", "--json"]];
+        let stored = self.call(&args.concat());
+        assert_eq!(stored.code, Some(0), "{}", stored.words());
+        let report = stored.json();
+        assert_eq!((&report["files"], &report["bytes"]), (&json!(1), &json!(4)), "{report}");
+    }
+
+    /// The blob that holds these bytes.
+    fn blob_with(&self, contents: &str) -> PathBuf {
+        let list = |folder: PathBuf| fs::read_dir(folder).expect("a folder of the store");
+        let folders = list(self.store.join("blobs")).map(|folder| folder.expect("listed").path());
+        let mut blobs = folders.flat_map(list).map(|blob| blob.expect("listed").path());
+        let is_it = |path: &PathBuf| fs::read(path).is_ok_and(|bytes| bytes == contents.as_bytes());
+        blobs.find(is_it).expect("there is such a blob")
+    }
+
+    /// Adds a byte to a blob.
+    fn damage(&self, blob: &Path) {
+        assert!(blob.starts_with(&self.store), "only what is ours");
+        fs::set_permissions(blob, Permissions::from_mode(0o644)).expect("we own it");
+        let mut file = File::options().append(true).open(blob).expect("opens");
+        file.write_all(b"!").expect("written");
+    }
+}
+
+/// How a process ended, and what it wrote.
+#[derive(Debug)]
+struct Ran {
+    code: Option<i32>,
+    signal: Option<i32>,
+    stdout: Vec<u8>,
+    stderr: Vec<u8>,
+}
+
+impl From<Output> for Ran {
+    fn from(output: Output) -> Ran {
+        let Output { status, stdout, stderr } = output;
+        Ran { code: status.code(), signal: status.signal(), stdout, stderr }
+    }
+}
+
+impl Ran {
+    fn of(command: &mut Command) -> Ran {
+        Ran::from(command.output().expect("it starts"))
+    }
+
+    /// Its stdout as text.
+    fn said(&self) -> String {
+        String::from_utf8_lossy(&self.stdout).into_owned()
+    }
+
+    /// Its stderr as text.
+    fn words(&self) -> String {
+        String::from_utf8_lossy(&self.stderr).into_owned()
+    }
+
+    /// The one JSON object on stdout.
+    fn json(&self) -> Value {
+        let parsed = serde_json::from_slice(&self.stdout);
+        parsed.unwrap_or_else(|error| panic!("no JSON: {error}: {} {}", self.said(), self.words()))
+    }
+
+    /// The JSON object that `run` leaves on the last line of stderr.
+    fn report(&self) -> Value {
+        let words = self.words();
+        let parsed = serde_json::from_str(words.lines().last().unwrap_or_default());
+        parsed.unwrap_or_else(|error| panic!("no JSON: {error}: {words}"))
+    }
+}
+
+/// The key of a `larder run --json`.
+fn key_of(command: &mut Command) -> String {
+    let report = Ran::of(command).report();
+    let is_cached = report["result"] == "stored" || report["result"] == "hit";
+    assert!(is_cached, "{report}");
+    report["key"].as_str().expect("a key").to_owned()
+}
+
+/// Reads one byte of what a command writes to stdout, as `head -c 1` does, and goes away.
+fn read_one_byte(command: &mut Command) -> Ran {
+    let command = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().expect("larder starts");
+    let mut stdout = child.stdout.take().expect("a pipe");
+    stdout.read_exact(&mut [0]).expect("a byte");
+    drop(stdout);
+    Ran::from(child.wait_with_output().expect("it ends"))
+}
+
+/// The format file of a store that a later version made.
+fn newer_format() -> String {
+    let line = "larder store format 2";
+    format!("{line}\n{}\n", larder::Digest::of(line.as_bytes()))
+}
