@@ -34,7 +34,8 @@ say "3. Without target/, the same command: a hit"
 rm -rf target
 run
 printf '\nHow the largest files came back (a hardlink has more than one name, a reflink shares its blocks):\n'
-find target -type f -size +100k -exec ls -l {} + | awk '{ print "  " $2 " names, " $5 " bytes, " $9 }' | head -n 5
+find target -type f -size +100k -exec ls -l {} + | sort -k 5 -n -r |
+    awk 'NR <= 5 { print "  " $2 " names, " $5 " bytes, " $9 }'
 
 say "4. Cargo itself finds everything fresh"
 cargo build

@@ -6,6 +6,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::env;
+use std::fmt;
 use std::fs::{self, File, Permissions};
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -35,12 +36,12 @@ fn a_miss_runs_the_command_and_a_hit_brings_everything_back() {
     );
     let options = ["-q", "-i", "src", "-o", "out"];
     let miss = lab.run(&options, &script);
-    assert_eq!(miss.code, Some(0), "{}", miss.words());
+    miss.exits(0);
     assert_eq!((&*miss.stdout, &*miss.stderr), (&b"built from alpha\n"[..], &b"careful\xff"[..]));
 
     fs::remove_dir_all(lab.file("out")).expect("removed");
     let hit = lab.run(&options, &script);
-    assert_eq!(hit.code, Some(0), "{}", hit.words());
+    hit.exits(0);
     assert_eq!(hit.stdout, miss.stdout, "stdout is replayed byte for byte");
     assert_eq!(hit.stderr, miss.stderr, "stderr is replayed byte for byte, non-UTF-8 included");
     assert_eq!(lab.count(), 1, "the hit did not run the command");
@@ -56,15 +57,11 @@ fn a_hit_says_so_on_stderr_and_leaves_only_what_was_stored() {
     let options = ["-i", "src", "-o", "out"];
     let script = "mkdir -p out; cp src/a.txt out/copy; echo done";
     let miss = lab.run(&options, script);
-    assert!(miss.words().starts_with("larder: stored "), "{}", miss.words());
+    miss.tells_in_one_line("larder: stored ");
     lab.write("out/extra", "from elsewhere");
     lab.write("out/copy", "edited");
     let hit = lab.run(&options, script);
-    assert!(hit.words().starts_with("larder: hit "), "{}", hit.words());
-    assert!(hit.words().contains("1 file"), "{}", hit.words());
-    assert!(hit.words().contains(" saved"), "{}", hit.words());
-    assert_eq!(hit.words().lines().count(), 1, "one line: {}", hit.words());
-    assert_eq!(hit.said(), "done\n", "stdout is the command's alone");
+    hit.tells_in_one_line("larder: hit ").tells("1 file").tells(" saved").exits(0).says("done\n");
     assert_eq!(lab.read("out/copy"), "alpha\n", "an edited output is replaced");
     assert!(!lab.file("out/extra").exists(), "what the manifest does not hold is removed");
 }
@@ -75,7 +72,7 @@ fn a_command_that_only_prints_is_cached_too() {
     let script = format!("{COUNT}; echo hello");
     for _ in 0..3 {
         let ran = lab.run(&[], &script);
-        assert_eq!((ran.code, ran.said().as_str()), (Some(0), "hello\n"), "{}", ran.words());
+        ran.exits(0).says("hello\n");
     }
     assert_eq!(lab.count(), 1, "without outputs there are still streams and a status");
 }
@@ -101,7 +98,7 @@ fn json_reports_a_run_as_one_line_on_stderr() {
     let script = "cat src/a.txt > out; echo done";
 
     let miss = lab.run(&options, script);
-    assert_eq!(miss.words().lines().count(), 1, "{}", miss.words());
+    miss.tells_in_one_line("{");
     let report = miss.report();
     assert_eq!(report["result"], "stored");
     assert_eq!((&report["files"], &report["bytes"]), (&json!(1), &json!(6)), "{report}");
@@ -109,8 +106,7 @@ fn json_reports_a_run_as_one_line_on_stderr() {
 
     fs::remove_file(lab.file("out")).expect("removed");
     let hit = lab.run(&options, script);
-    assert_eq!(hit.said(), "done\n", "stdout is the command's, with --json too");
-    assert_eq!(hit.words().lines().count(), 1, "{}", hit.words());
+    hit.tells_in_one_line("{").exits(0).says("done\n");
     let again = hit.report();
     assert_eq!(again["result"], "hit");
     assert_eq!(again["key"], report["key"]);
@@ -120,8 +116,15 @@ fn json_reports_a_run_as_one_line_on_stderr() {
     assert_eq!(made, 1, "each file came in one way: {again}");
 
     let failed = lab.run(&options, "exit 3");
-    assert_eq!((failed.code, &failed.report()["result"]), (Some(3), &json!("not stored")));
-    assert!(failed.report()["reason"].is_string(), "{}", failed.words());
+    failed.tells_in_one_line("{").exits(3);
+    assert_eq!(failed.report()["result"], "not stored");
+    assert!(failed.report()["reason"].is_string(), "{failed}");
+
+    for result in ["stored", "hit"] {
+        let ran = lab.run(&options, "echo > out; printf careful >&2");
+        assert_eq!(ran.report()["result"], result, "whatever stderr ended with: {ran}");
+        ran.tells("careful\n{");
+    }
 }
 
 #[test]
@@ -133,12 +136,14 @@ fn a_run_within_a_run_works() {
     let script = format!("{COUNT}; {inner}; cat inner inner > outer");
     let options = ["-i", "src/a.txt", "-o", "outer"];
     let first = lab.run(&options, &script);
-    assert_eq!(first.code, Some(0), "{}", first.words());
+    first.exits(0);
     assert_eq!(lab.read("outer"), "alpha\nalpha\n");
     let second = lab.run(&options, &script);
-    assert_eq!((second.code, lab.count()), (Some(0), 1), "the outer one is a hit");
+    second.exits(0);
+    assert_eq!(lab.count(), 1, "the outer one is a hit");
     let third = lab.run(&["-i", "src/a.txt", "-o", "outer", "--policy", "writeonly"], &script);
-    assert_eq!((third.code, lab.count()), (Some(0), 2), "{}", third.words());
+    third.exits(0);
+    assert_eq!(lab.count(), 2);
     let inner_runs = fs::read_to_string(lab.path("inner-count")).expect("it ran");
     assert_eq!(inner_runs.lines().count(), 1, "the inner one is a hit within a miss");
 }
@@ -196,7 +201,7 @@ fn the_key_changes_with_the_program_itself() {
         // Written by another process: if a test beside this one forked while we held the file
         // open for writing, it could not be executed.
         let script = format!("printf '#!/bin/sh\\n{text}\\n' > ../program; chmod 755 ../program");
-        assert_eq!(lab.run(&["--policy", "disabled"], &script).code, Some(0));
+        lab.run(&["--policy", "disabled"], &script).exits(0);
     };
     install("exit 0");
     let first = key();
@@ -250,7 +255,6 @@ fn the_default_inputs_are_what_git_would_see_less_outputs_and_store() {
 }
 
 #[test]
-
 fn tracked_files_are_inputs_even_if_they_are_ignored() {
     let lab = Lab::new();
     lab.write(".gitignore", "*.log\n");
@@ -279,17 +283,21 @@ fn a_failure_is_stored_only_for_those_who_ask_for_it() {
     let script = format!("{COUNT}; echo broken >&2; exit 7");
     for runs in 1..=2 {
         let ran = lab.run(&["-i", "src"], &script);
-        assert_eq!((ran.code, lab.count()), (Some(7), runs), "{}", ran.words());
-        assert!(ran.words().contains("not stored: the command failed"), "{}", ran.words());
+        ran.exits(7);
+        assert_eq!(lab.count(), runs);
+        ran.tells("not stored: the command failed");
     }
     assert_eq!(lab.entries(), 0);
     let asked = ["-i", "src", "--cache-failures"];
-    assert_eq!((lab.run(&asked, &script).code, lab.count()), (Some(7), 3));
+    lab.run(&asked, &script).exits(7);
+    assert_eq!(lab.count(), 3);
     let hit = lab.run(&asked, &script);
-    assert_eq!((hit.code, lab.count()), (Some(7), 3), "a hit replays the exit code");
-    assert!(hit.words().starts_with("broken\nlarder: hit "), "{}", hit.words());
+    hit.exits(7);
+    assert_eq!(lab.count(), 3, "a hit replays the exit code");
+    hit.tells("broken\nlarder: hit ");
     let ran = lab.run(&["-i", "src"], &script);
-    assert_eq!((ran.code, lab.count()), (Some(7), 4), "a stored failure answers nobody else");
+    ran.exits(7);
+    assert_eq!(lab.count(), 4, "a stored failure answers nobody else");
 }
 
 #[test]
@@ -297,9 +305,9 @@ fn a_command_killed_by_a_signal_ends_larder_by_the_same() {
     let lab = Lab::new();
     for policy in ["normal", "disabled"] {
         let ran = lab.run(&["-i", "src", "--cache-failures", "--policy", policy], "kill -TERM $$");
-        assert_eq!((ran.code, ran.signal), (None, Some(SIGTERM)), "{policy}: {}", ran.words());
+        ran.is_killed_by(SIGTERM);
         let is_told = ran.words().contains("not stored: it was interrupted");
-        assert_eq!(is_told, policy == "normal", "{}", ran.words());
+        assert_eq!(is_told, policy == "normal", "{ran}");
     }
     assert_eq!(lab.entries(), 0, "not even with --cache-failures");
 }
@@ -311,14 +319,14 @@ fn sigterm_is_passed_on_and_nothing_is_stored() {
     for policy in ["normal", "disabled"] {
         let lab = Lab::new();
         let ran = lab.terminate(&mut lab.run_command(&["-i", "src", "--policy", policy], script));
-        assert_eq!(ran.code, Some(0), "the command decides how it ends: {}", ran.words());
-        assert_eq!(ran.said(), "caught\n", "{policy}");
+        // The command decides how it ends.
+        ran.exits(0).says("caught\n");
         assert_eq!(lab.entries(), 0, "an interrupted success is none");
 
         let lab = Lab::new();
         let script = "echo > ../started; exec sleep 60";
         let ran = lab.terminate(&mut lab.run_command(&["-i", "src", "--policy", policy], script));
-        assert_eq!((ran.code, ran.signal), (None, Some(SIGTERM)), "{policy}: {}", ran.words());
+        ran.is_killed_by(SIGTERM);
     }
 }
 
@@ -326,9 +334,7 @@ fn sigterm_is_passed_on_and_nothing_is_stored() {
 fn a_result_with_a_missing_output_is_not_stored() {
     let lab = Lab::new();
     let ran = lab.run(&["-i", "src", "-o", "out", "-o", "absent"], "echo > out");
-    assert_eq!(ran.code, Some(0), "the exit status is the command's");
-    assert!(ran.words().contains("not stored: "), "{}", ran.words());
-    assert!(ran.words().contains("absent does not exist"), "{}", ran.words());
+    ran.exits(0).tells("not stored: ").tells("absent does not exist");
     assert_eq!(lab.entries(), 0);
 }
 
@@ -340,13 +346,12 @@ fn a_result_whose_inputs_changed_meanwhile_is_not_stored() {
         ("rm src/b.txt", "src/b.txt changed"),
         ("echo new > src/c.txt", "src/c.txt appeared"),
     ];
-    for inputs in [&[][..], &["-i", "src"], &["-i", "src/*.txt"]] {
+    let variants: [&[&str]; 3] = [&[], &["-i", "src"], &["-i", "src/*.txt"]];
+    for inputs in variants {
         for (script, reason) in changes {
             let lab = Lab::new();
             let ran = lab.run(inputs, script);
-            assert_eq!(ran.code, Some(0), "{}", ran.words());
-            let is_told = ran.words().contains("not stored") && ran.words().contains(reason);
-            assert!(is_told, "{inputs:?}, {script}: {}", ran.words());
+            ran.exits(0).tells("not stored: ").tells(reason);
             assert_eq!(lab.entries(), 0, "{script}");
         }
     }
@@ -364,13 +369,13 @@ fn stdin_is_empty_unless_inherited_and_then_nothing_is_cached() {
     for policy in ["normal", "disabled"] {
         let mut command = lab.run_command(&["-i", "src/a.txt", "--policy", policy], &script);
         let ran = Ran::of(command.stdin(stdin()));
-        assert_eq!((ran.code, ran.said().as_str()), (Some(0), "end\n"), "{policy}");
+        ran.exits(0).says("end\n");
     }
     assert_eq!((lab.count(), lab.entries()), (2, 1));
     for runs in 3..=4 {
         let mut command = lab.run_command(&["-i", "src/b.txt", "--stdin", "inherit"], &script);
         let ran = Ran::of(command.stdin(stdin()));
-        assert_eq!((ran.code, ran.said().as_str()), (Some(0), "data\nend\n"), "{}", ran.words());
+        ran.exits(0).says("data\nend\n");
         assert_eq!((lab.count(), lab.entries()), (runs, 1), "nothing is cached");
     }
 }
@@ -390,16 +395,17 @@ fn policies_forbid_reading_and_writing() {
     ];
     for (step, (policy, runs, entries)) in steps.into_iter().enumerate() {
         let ran = lab.run(&["-i", "src", "--policy", policy], &script);
-        assert_eq!((ran.code, ran.said().as_str()), (Some(0), "out\n"), "{}", ran.words());
+        ran.exits(0).says("out\n");
         assert_eq!((lab.count(), lab.entries()), (runs, entries), "step {step}, {policy}");
     }
     let ran = Ran::of(lab.run_command(&["-i", "src"], &script).env("LARDER_POLICY", "disabled"));
-    assert_eq!((ran.words().as_str(), lab.count()), ("", 5), "the environment counts as a flag");
+    assert_eq!((ran.words().as_str(), lab.count()), ("", 5), "the environment counts too");
 }
 
 #[test]
 fn clean_removes_outputs_before_a_miss_and_otherwise_they_stay() {
-    for (options, stays) in [(&[][..], true), (&["--clean"], false)] {
+    let variants: [(&[&str], bool); 2] = [(&[], true), (&["--clean"], false)];
+    for (options, stays) in variants {
         for policy in ["normal", "disabled"] {
             let lab = Lab::new();
             lab.write("out/stale", "");
@@ -407,9 +413,7 @@ fn clean_removes_outputs_before_a_miss_and_otherwise_they_stay() {
             let common = ["-i", "src", "-o", "out", "-o", "*.o", "--policy", policy];
             let args: [&[&str]; 2] = [&common, options];
             let ran = lab.run(&args.concat(), "ls; mkdir -p out; ls out; echo > out/new");
-            assert_eq!(ran.code, Some(0), "{}", ran.words());
-            let seen = if stays { "out\nsrc\nstale.o\nstale\n" } else { "src\n" };
-            assert_eq!(ran.said(), seen, "{options:?}, {policy}");
+            ran.exits(0).says(if stays { "out\nsrc\nstale.o\nstale\n" } else { "src\n" });
             assert_eq!(lab.file("out/stale").exists(), stays, "{options:?}, {policy}");
             assert!(lab.file("src/a.txt").exists(), "only outputs are removed");
         }
@@ -421,7 +425,7 @@ fn clean_removes_outputs_before_a_miss_and_otherwise_they_stay() {
 #[test]
 fn wrong_calls_end_with_2_and_run_nothing() {
     let elsewhere = "/larder-elsewhere";
-    let calls: [&[&str]; 21] = [
+    let calls: &[&[&str]] = &[
         &["-o", "."],
         &["-o", "./"],
         &["-o", ""],
@@ -448,15 +452,16 @@ fn wrong_calls_end_with_2_and_run_nothing() {
         let mut lab = Lab::new();
         lab.store = lab.file("cache/store");
         let ran = lab.run(options, COUNT);
-        assert_eq!(ran.code, Some(2), "{options:?}: {}", ran.words());
+        ran.exits(2);
         assert!(!ran.stderr.is_empty(), "{options:?} is told");
         assert_eq!(lab.count(), 0, "{options:?} runs nothing");
     }
     let lab = Lab::new();
-    assert_eq!(lab.call(&["run", "-i", "src"]).code, Some(2), "there is no command");
-    assert_eq!(lab.call(&["stats", "-q", "-v"]).code, Some(2), "-q and -v contradict each other");
-    let outside = ["-i", "src", "--workspace", &lab.place("workspace/src")];
-    assert_eq!(lab.run(&outside, COUNT).code, Some(2), "we are not within the workspace");
+    // No command; two options that contradict each other; a workspace that we are not in.
+    lab.call(&["run", "-i", "src"]).exits(2);
+    lab.call(&["stats", "-q", "-v"]).exits(2);
+    let below = lab.place("workspace/src");
+    lab.run(&["-i", "src", "--workspace", &below], COUNT).exits(2);
 }
 
 #[test]
@@ -466,7 +471,7 @@ fn a_key_has_1_to_1024_bytes() {
         let key = "k".repeat(length_bytes);
         for verb in ["check", "logs", "show", "restore", "rm"] {
             let ran = lab.call(&[verb, &key]);
-            assert_eq!(ran.code, Some(code), "{verb}, {length_bytes} bytes: {}", ran.words());
+            ran.exits(code);
         }
     }
 }
@@ -477,56 +482,65 @@ fn a_command_that_is_not_there_ends_with_127() {
     for policy in ["normal", "disabled"] {
         for program in ["larder-no-such-program", "./no-such-file"] {
             let ran = lab.call(&["run", "-i", "src", "--policy", policy, "--", program]);
-            assert_eq!(ran.code, Some(127), "{policy}: {}", ran.words());
-            assert!(ran.words().contains(program), "{}", ran.words());
+            ran.exits(127).tells(program);
         }
     }
     assert_eq!(lab.entries(), 0);
 }
 
 #[test]
+fn a_command_that_cannot_be_executed_ends_with_126() {
+    let lab = Lab::new();
+    for policy in ["normal", "disabled"] {
+        let ran = lab.call(&["run", "-i", "src", "--policy", policy, "--", "./src/a.txt"]);
+        ran.exits(126).tells("./src/a.txt");
+    }
+}
+
+#[test]
 fn a_tool_that_fails_costs_the_cache_and_not_the_build() {
     let lab = Lab::new();
     let ran = lab.run(&["-i", "src", "--tool", "exit 3"], &format!("{COUNT}; exit 5"));
-    assert_eq!((ran.code, lab.count()), (Some(5), 1), "{}", ran.words());
-    assert!(ran.words().contains("warning: running without the cache"), "{}", ran.words());
+    ran.exits(5);
+    assert_eq!(lab.count(), 1);
+    ran.tells("warning: running without the cache");
 }
 
 #[test]
 fn a_broken_store_never_breaks_the_build() {
-    let breakages: [(&str, fn(&Path) -> PathBuf); 5] = [
-        ("a file", |root| {
+    let breakages: [fn(&Path) -> PathBuf; 5] = [
+        |root| {
             fs::write(root.join("file"), "").expect("written");
             root.join("file")
-        }),
-        ("below a file", |root| {
+        },
+        |root| {
             fs::write(root.join("file"), "").expect("written");
             root.join("file/store")
-        }),
-        ("somebody's folder", |root| {
+        },
+        |root| {
             fs::create_dir(root.join("full")).expect("made");
             fs::write(root.join("full/thesis.txt"), "").expect("written");
             root.join("full")
-        }),
-        ("a symlink", |root| {
+        },
+        |root| {
             symlink("workspace", root.join("link")).expect("linked");
             root.join("link")
-        }),
-        ("a newer version's", |root| {
+        },
+        |root| {
             fs::create_dir(root.join("newer")).expect("made");
             fs::write(root.join("newer/FORMAT"), newer_format()).expect("written");
             root.join("newer")
-        }),
+        },
     ];
-    for (what, break_it) in breakages {
+    for break_it in breakages {
         let mut lab = Lab::new();
         lab.store = break_it(&lab.root);
         let ran = lab.run(&["-i", "src"], &format!("{COUNT}; echo out; exit 5"));
-        assert_eq!((ran.code, lab.count()), (Some(5), 1), "{what}: {}", ran.words());
-        assert_eq!(ran.said(), "out\n", "{what}");
-        assert_eq!(ran.words().lines().count(), 1, "one warning: {}", ran.words());
-        assert!(ran.words().contains("warning: running without the cache"), "{}", ran.words());
-        assert_eq!(lab.call(&["check", "k"]).code, Some(4), "{what} is an unusable store");
+        ran.exits(5).says("out\n");
+        ran.tells_in_one_line("larder: warning: running without the cache: ");
+        assert_eq!(lab.count(), 1);
+        // What needs a store says that there is none.
+        lab.call(&["check", "k"]).exits(4);
     }
 }
 
@@ -535,10 +549,10 @@ fn a_store_of_a_newer_version_is_left_untouched() {
     let lab = Lab::new();
     fs::create_dir(&lab.store).expect("made");
     fs::write(lab.store.join("FORMAT"), newer_format()).expect("written");
-    for args in [&["check", "k"][..], &["stats"], &["verify", "--repair"]] {
+    let calls: [&[&str]; 3] = [&["check", "k"], &["stats"], &["verify", "--repair"]];
+    for args in calls {
         let ran = lab.call(args);
-        assert_eq!(ran.code, Some(4), "{args:?}");
-        assert!(ran.words().contains("format 2"), "{args:?}: {}", ran.words());
+        ran.exits(4).tells("format 2");
     }
     let names = fs::read_dir(&lab.store).expect("listed").count();
     assert_eq!(names, 1, "nothing was added");
@@ -553,9 +567,10 @@ fn a_store_that_is_being_removed_is_done_without() {
     let in_use = in_use.expect("opens");
     in_use.lock().expect("locked, as `destroy` does");
     let ran = lab.run(&["-i", "src"], &format!("{COUNT}; exit 5"));
-    assert_eq!((ran.code, lab.count()), (Some(5), 1), "{}", ran.words());
-    assert!(ran.words().contains("warning: running without the cache"), "{}", ran.words());
-    assert_eq!(lab.call(&["check", "k"]).code, Some(4));
+    ran.exits(5);
+    assert_eq!(lab.count(), 1);
+    ran.tells("warning: running without the cache");
+    lab.call(&["check", "k"]).exits(4);
 }
 
 #[test]
@@ -563,16 +578,18 @@ fn a_damaged_blob_costs_a_rerun_and_is_healed_by_it() {
     let lab = Lab::new();
     let options = ["-i", "src", "-o", "out"];
     let script = format!("{COUNT}; tr a-z A-Z < src/a.txt > out");
-    assert_eq!(lab.run(&options, &script).code, Some(0));
+    lab.run(&options, &script).exits(0);
     lab.damage(&lab.blob_with("ALPHA\n"));
     fs::remove_file(lab.file("out")).expect("removed");
     let ran = lab.run(&options, &script);
-    assert_eq!((ran.code, lab.count()), (Some(0), 2), "{}", ran.words());
-    assert!(ran.words().contains("warning: the entry cannot be restored"), "{}", ran.words());
+    ran.exits(0);
+    assert_eq!(lab.count(), 2);
+    ran.tells("warning: the entry cannot be restored");
     assert_eq!(lab.read("out"), "ALPHA\n");
     fs::remove_file(lab.file("out")).expect("removed");
     let hit = lab.run(&options, &script);
-    assert_eq!((hit.code, lab.count()), (Some(0), 2), "{}", hit.words());
+    hit.exits(0);
+    assert_eq!(lab.count(), 2);
     assert_eq!(lab.read("out"), "ALPHA\n");
 }
 
@@ -580,17 +597,15 @@ fn a_damaged_blob_costs_a_rerun_and_is_healed_by_it() {
 fn a_reader_that_goes_away_is_no_panic() {
     let lab = Lab::new();
     let endless = read_one_byte(&mut lab.larder(&["run", "-i", "src", "--", "yes"]));
-    assert_eq!((endless.code, endless.signal), (None, Some(SIGPIPE)), "as it would without us");
-    assert!(endless.words().contains("not stored"), "{}", endless.words());
-    assert!(!endless.words().contains("panicked"), "{}", endless.words());
+    endless.is_killed_by(SIGPIPE).tells("not stored");
+    assert!(!endless.words().contains("panicked"), "{endless}");
     assert_eq!(lab.entries(), 0, "what nobody read to the end is not stored");
 
     let options = ["-i", "src"];
     let script = "seq 1 200000";
     assert!(lab.run(&options, script).stdout.ends_with(b"\n200000\n"));
     let hit = read_one_byte(&mut lab.run_command(&options, script));
-    assert_eq!(hit.code, Some(0), "{}", hit.words());
-    assert!(hit.words().starts_with("larder: hit "), "{}", hit.words());
+    hit.exits(0).tells_in_one_line("larder: hit ");
 }
 
 // Settings.
@@ -602,7 +617,7 @@ fn the_store_is_named_by_flag_then_environment_then_file_then_home() {
     let run = |options: &[&str]| lab.run_command(&[&["-i", "src"][..], options].concat(), &script);
     let is_store = |name: &str| lab.path(name).join("FORMAT").exists();
 
-    assert_eq!(Ran::of(run(&[]).env_remove("LARDER_DIR")).code, Some(0));
+    Ran::of(run(&[]).env_remove("LARDER_DIR")).exits(0);
     assert!(is_store(".cache/larder"), "without any word it lies in the home");
     let cache = lab.path("xdg");
     let mut command = run(&[]);
@@ -620,6 +635,27 @@ fn the_store_is_named_by_flag_then_environment_then_file_then_home() {
     assert_eq!(lab.count(), 5, "five stores, each empty at first");
     Ran::of(run(&[]).env_remove("LARDER_DIR"));
     assert_eq!(lab.count(), 5, "and a hit in the one that the file names");
+}
+
+#[test]
+fn every_subcommand_uses_the_store_that_the_workspaces_file_names() {
+    let lab = Lab::new();
+    lab.write("larder.toml", "store = \"../by-file\"\n");
+    let calls: [&[&str]; 8] = [
+        &["store", "k", "-o", "src"],
+        &["check", "k"],
+        &["logs", "k"],
+        &["show", "k"],
+        &["restore", "k"],
+        &["verify"],
+        &["rm", "k"],
+        &["destroy"],
+    ];
+    for args in calls {
+        Ran::of(lab.larder(args).env_remove("LARDER_DIR")).exits(0);
+    }
+    assert!(!lab.path("by-file").exists(), "and it is what was destroyed");
+    assert!(!lab.path(".cache").exists(), "no other store was made");
 }
 
 #[test]
@@ -657,11 +693,13 @@ fn mistakes_in_the_workspaces_file_are_usage_errors() {
     {
         lab.write("larder.toml", text);
         let ran = lab.run(&["-i", "src"], COUNT);
-        assert_eq!((ran.code, lab.count()), (Some(2), 0), "{text}: {}", ran.words());
+        ran.exits(2);
+        assert_eq!(lab.count(), 0);
         assert!(!ran.words().is_empty(), "{text}");
     }
     lab.write("larder.toml", "link-mode = \"glue\"\n");
-    assert_eq!(lab.run(&["-i", "src", "--link-mode", "copy"], ":").code, Some(0), "unless unused");
+    // What a flag overrides is not looked at.
+    lab.run(&["-i", "src", "--link-mode", "copy"], ":").exits(0);
 }
 
 // The other subcommands.
@@ -671,7 +709,7 @@ fn store_check_logs_show_and_rm_speak_text_and_json() {
     let lab = Lab::new();
     lab.make_entry("k");
     let check = lab.call(&["check", "k"]);
-    assert_eq!((check.code, check.said().as_str()), (Some(0), "hit · exit code 3 · ran 1.5 s\n"));
+    check.exits(0).says("hit · exit code 3 · ran 1.5 s\n");
     let check = lab.call(&["check", "k", "--json"]);
     assert_eq!(check.json(), json!({ "hit": true, "exit_code": 3, "duration_ms": 1500 }));
 
@@ -681,11 +719,11 @@ fn store_check_logs_show_and_rm_speak_text_and_json() {
     assert_eq!(logs, json!({ "stdout": "out\u{fffd}", "stderr": "err\n" }), "text, lossy");
 
     let show = lab.call(&["show", "k"]);
-    assert_eq!(show.code, Some(0));
+    show.exits(0);
     for part in
         ["exit code 3", "ran 1.5 s", "root directory out", "0755", "out/tool", "link -> tool"]
     {
-        assert!(show.said().contains(part), "{part} in {}", show.said());
+        show.shows(part);
     }
     let show = lab.call(&["show", "k", "--json"]).json();
     assert_eq!((&show["exit_code"], &show["duration_ms"]), (&json!(3), &json!(1500)), "{show}");
@@ -699,10 +737,10 @@ fn store_check_logs_show_and_rm_speak_text_and_json() {
     assert_eq!((&outputs[2]["bytes"], &outputs[2]["mode"]), (&json!(4), &json!(0o755)), "{show}");
 
     let removed = lab.call(&["rm", "k"]);
-    assert_eq!((removed.code, removed.said().as_str()), (Some(0), "removed\n"));
+    removed.exits(0).says("removed\n");
     let again = lab.call(&["rm", "k", "--json"]);
-    assert_eq!((again.code, again.json()), (Some(1), json!({ "removed": false })));
-    assert_eq!(lab.call(&["check", "k"]).code, Some(1));
+    assert_eq!(again.exits(1).json(), json!({ "removed": false }));
+    lab.call(&["check", "k"]).exits(1);
 }
 
 #[test]
@@ -710,8 +748,7 @@ fn restore_makes_the_workspace_and_says_what_it_did() {
     let lab = Lab::new();
     lab.make_entry("k");
     let restored = lab.call(&["restore", "k", "--workspace", "../again"]);
-    assert_eq!(restored.code, Some(0), "{}", restored.words());
-    assert!(restored.said().starts_with("restored 1 file, 4 B"), "{}", restored.said());
+    restored.exits(0).shows("restored 1 file, 4 B");
     let tool = lab.path("again/out/tool");
     assert_eq!(fs::read(&tool).expect("restored"), b"tool");
     assert_eq!(fs::metadata(&tool).expect("restored").permissions().mode() & 0o777, 0o755);
@@ -728,10 +765,9 @@ fn store_refuses_what_it_cannot_cache() {
     let lab = Lab::new();
     for output in ["absent", "..", "../count", "/etc/passwd"] {
         let ran = lab.call(&["store", "k", "-o", output]);
-        assert_eq!(ran.code, Some(2), "{output}: {}", ran.words());
-        assert!(ran.words().contains("error: "), "{output}: {}", ran.words());
+        ran.exits(2).tells("error: ");
     }
-    assert_eq!(lab.call(&["store", "k", "--stdout", "absent"]).code, Some(2));
+    lab.call(&["store", "k", "--stdout", "absent"]).exits(2);
     assert_eq!(lab.entries(), 0);
 }
 
@@ -739,13 +775,12 @@ fn store_refuses_what_it_cannot_cache() {
 fn a_miss_ends_with_1() {
     let lab = Lab::new();
     let check = lab.call(&["check", "k"]);
-    assert_eq!((check.code, check.said().as_str()), (Some(1), "miss\n"));
+    check.exits(1).says("miss\n");
     let check = lab.call(&["check", "k", "--json"]);
-    assert_eq!((check.code, check.json()), (Some(1), json!({ "hit": false })));
+    assert_eq!(check.exits(1).json(), json!({ "hit": false }));
     for verb in ["logs", "show", "restore"] {
         let ran = lab.call(&[verb, "k"]);
-        assert_eq!((ran.code, ran.said().as_str()), (Some(1), ""), "{verb}");
-        assert!(ran.words().contains("no entry for this key"), "{verb}: {}", ran.words());
+        ran.exits(1).says("").tells("no entry for this key");
     }
 }
 
@@ -754,9 +789,9 @@ fn stats_and_health_speak_text_and_json() {
     let lab = Lab::new();
     lab.make_entry("k");
     let text = lab.call(&["stats"]);
-    assert_eq!(text.code, Some(0));
+    text.exits(0);
     for word in ["entries", "blobs", "on disk", &lab.place("store")] {
-        assert!(text.said().contains(word), "{word} in {}", text.said());
+        text.shows(word);
     }
     let stats = lab.call(&["stats", "--json"]).json();
     assert_eq!((&stats["entries"], &stats["blobs"]), (&json!(1), &json!(1)), "{stats}");
@@ -764,8 +799,7 @@ fn stats_and_health_speak_text_and_json() {
     assert!(stats["total_bytes"].as_u64() >= stats["blob_bytes"].as_u64(), "{stats}");
 
     let text = lab.call(&["health"]);
-    assert_eq!(text.code, Some(0), "{}", text.words());
-    assert!(text.said().contains("writable      yes"), "{}", text.said());
+    text.exits(0).shows("writable      yes");
     let health = lab.call(&["health", "--workspace", "src", "--json"]).json();
     assert_eq!((&health["writable"], &health["index"]), (&json!(true), &json!(true)), "{health}");
     assert!(health["workspace"]["filesystem"].is_string(), "{health}");
@@ -782,31 +816,29 @@ fn verify_finds_damage_and_repairs_it() {
     let lab = Lab::new();
     lab.make_entry("k");
     let clean = lab.call(&["verify"]);
-    assert_eq!(clean.code, Some(0), "{}", clean.said());
-    assert!(clean.said().ends_with("clean\n"), "{}", clean.said());
+    clean.exits(0).shows("\nclean\n");
     let report = lab.call(&["verify", "--json"]).json();
     assert_eq!((&report["clean"], &report["entries"]), (&json!(true), &json!(1)), "{report}");
 
     lab.damage(&lab.blob_with("tool"));
     let damaged = lab.call(&["verify"]);
-    assert_eq!(damaged.code, Some(3), "{}", damaged.said());
-    assert!(damaged.said().contains("damaged blob "), "{}", damaged.said());
+    damaged.exits(3).shows("damaged blob ");
     let damaged = lab.call(&["verify", "--json"]);
-    let report = damaged.json();
-    assert_eq!((damaged.code, &report["clean"]), (Some(3), &json!(false)), "looking mends nothing");
+    let report = damaged.exits(3).json();
+    assert_eq!(report["clean"], false, "looking mended nothing");
     for list in ["damaged_blobs", "broken_entries"] {
         assert_eq!(report[list].as_array().map(Vec::len), Some(1), "{list} in {report}");
     }
 
     let repaired = lab.call(&["verify", "--repair"]);
-    assert_eq!(repaired.code, Some(3), "damage was found: {}", repaired.said());
-    assert!(repaired.said().contains(": quarantined"), "{}", repaired.said());
-    assert!(repaired.said().contains(": dropped"), "{}", repaired.said());
-    assert_eq!(lab.call(&["verify"]).code, Some(0), "then it is clean");
-    assert_eq!(lab.call(&["check", "k"]).code, Some(1), "and the entry a miss");
+    repaired.exits(3).shows(": quarantined").shows(": dropped");
+    // Then the store is clean, and the entry a miss.
+    lab.call(&["verify"]).exits(0);
+    lab.call(&["check", "k"]).exits(1);
     assert_eq!(lab.call(&["stats", "--json"]).json()["quarantined"], 1);
     lab.make_entry("k");
-    assert_eq!(lab.call(&["check", "k"]).code, Some(0), "storing again heals it");
+    // Storing again heals it.
+    lab.call(&["check", "k"]).exits(0);
 }
 
 #[test]
@@ -815,10 +847,10 @@ fn restoring_damage_ends_with_3_and_leaves_the_workspace_alone() {
     lab.make_entry("k");
     lab.damage(&lab.blob_with("tool"));
     let ran = lab.call(&["restore", "k", "--workspace", "../again"]);
-    assert_eq!((ran.code, ran.said().as_str()), (Some(3), ""), "{}", ran.words());
-    assert!(ran.words().contains("damaged bytes"), "{}", ran.words());
+    ran.exits(3).says("").tells("damaged bytes");
     assert!(!lab.path("again/out").exists(), "nothing was restored");
-    assert_eq!(lab.call(&["check", "k"]).code, Some(1), "the entry is dropped");
+    // The entry is dropped.
+    lab.call(&["check", "k"]).exits(1);
 }
 
 #[test]
@@ -826,21 +858,22 @@ fn destroy_removes_a_store_and_nothing_else() {
     let lab = Lab::new();
     let workspace = lab.place("workspace");
     let refused = lab.call(&["destroy", "--store", &workspace]);
-    assert_eq!(refused.code, Some(4), "{}", refused.words());
+    refused.exits(4);
     assert_eq!(lab.read("src/a.txt"), "alpha\n", "nothing was touched");
-    assert_eq!(lab.call(&["destroy"]).code, Some(4), "there is none yet");
+    // There is none yet.
+    lab.call(&["destroy"]).exits(4);
 
     lab.make_entry("k");
     fs::write(lab.store.join("thesis.txt"), "mine").expect("written");
-    assert_eq!(lab.call(&["destroy"]).code, Some(4), "something that is not ours lies in it");
-    assert_eq!(lab.call(&["check", "k"]).code, Some(0), "nothing was touched");
+    // Something that is not ours lies in it; nothing is touched.
+    lab.call(&["destroy"]).exits(4);
+    lab.call(&["check", "k"]).exits(0);
     fs::remove_file(lab.store.join("thesis.txt")).expect("removed");
 
-    let within = lab.run(&["-i", "src"], &format!("'{LARDER}' destroy"));
-    assert_eq!(within.code, Some(4), "a store in use stays: {}", within.words());
+    // A store that somebody has open stays.
+    lab.run(&["-i", "src"], &format!("'{LARDER}' destroy")).exits(4);
     let destroyed = lab.call(&["destroy", "--json"]);
-    assert_eq!(destroyed.json(), json!({ "removed": lab.place("store") }), "{}", destroyed.words());
-    assert_eq!(destroyed.code, Some(0));
+    assert_eq!(destroyed.exits(0).json(), json!({ "removed": lab.place("store") }));
     assert!(!lab.store.exists(), "it is gone");
 }
 
@@ -952,7 +985,7 @@ impl Lab {
     /// The files that a run's key was made of.
     fn inputs_of(&self, key: &str) -> Vec<String> {
         let shown = self.call(&["show", key, "--json"]).json();
-        let parts = shown["key"].as_array().expect("a list of parts").clone();
+        let parts = shown["key"].as_array().expect("a list of parts");
         let files = parts.iter().filter(|part| part[0] == "file");
         let names = files.filter_map(|part| part[1].as_str()?.split(' ').next().map(str::to_owned));
         names.collect()
@@ -978,7 +1011,7 @@ impl Lab {
             sleep(Duration::from_millis(5));
         }
         kill_process(Pid::from_child(&child), Signal::TERM).expect("it still runs");
-        Ran::from(child.wait_with_output().expect("it ends"))
+        Ran::new(command, child.wait_with_output().expect("it ends"))
     }
 
     /// Runs git in the workspace; false if there is none.
@@ -999,13 +1032,14 @@ impl Lab {
         fs::write(self.path("stderr"), "err\n").expect("written");
         self.write("out/tool", "tool");
         self.set_mode("out/tool", 0o755);
-        // It may be there from an earlier call.
-        let _ = symlink("tool", self.file("out/link"));
+        if !self.file("out/link").exists() {
+            symlink("tool", self.file("out/link")).expect("linked");
+        }
         let files = ["-o", "out", "--stdout", "../stdout", "--stderr", "../stderr"];
         let args: [&[&str]; 3] =
             [&["store", key], &files, &["--exit-code", "3", "--duration-ms", "1500", "--json"]];
         let stored = self.call(&args.concat());
-        assert_eq!(stored.code, Some(0), "{}", stored.words());
+        stored.exits(0);
         let report = stored.json();
         assert_eq!((&report["files"], &report["bytes"]), (&json!(1), &json!(4)), "{report}");
     }
@@ -1028,25 +1062,25 @@ impl Lab {
     }
 }
 
-/// How a process ended, and what it wrote.
-#[derive(Debug)]
+/// How a process ended, and what it wrote. Its assertions show all of it.
 struct Ran {
+    call: String,
     code: Option<i32>,
     signal: Option<i32>,
     stdout: Vec<u8>,
     stderr: Vec<u8>,
 }
 
-impl From<Output> for Ran {
-    fn from(output: Output) -> Ran {
-        let Output { status, stdout, stderr } = output;
-        Ran { code: status.code(), signal: status.signal(), stdout, stderr }
-    }
-}
-
 impl Ran {
     fn of(command: &mut Command) -> Ran {
-        Ran::from(command.output().expect("it starts"))
+        let output = command.output().expect("it starts");
+        Ran::new(command, output)
+    }
+
+    fn new(command: &Command, output: Output) -> Ran {
+        let Output { status, stdout, stderr } = output;
+        let call = format!("{command:?}");
+        Ran { call, code: status.code(), signal: status.signal(), stdout, stderr }
     }
 
     /// Its stdout as text.
@@ -1060,16 +1094,67 @@ impl Ran {
     }
 
     /// The one JSON object on stdout.
+    #[track_caller]
     fn json(&self) -> Value {
         let parsed = serde_json::from_slice(&self.stdout);
-        parsed.unwrap_or_else(|error| panic!("no JSON: {error}: {} {}", self.said(), self.words()))
+        parsed.unwrap_or_else(|error| panic!("no JSON on stdout, {error}: {self}"))
     }
 
     /// The JSON object that `run` leaves on the last line of stderr.
+    #[track_caller]
     fn report(&self) -> Value {
         let words = self.words();
         let parsed = serde_json::from_str(words.lines().last().unwrap_or_default());
-        parsed.unwrap_or_else(|error| panic!("no JSON: {error}: {words}"))
+        parsed.unwrap_or_else(|error| panic!("no JSON on stderr, {error}: {self}"))
+    }
+
+    #[track_caller]
+    fn exits(&self, code: i32) -> &Ran {
+        assert_eq!((self.code, self.signal), (Some(code), None), "the exit status of {self}");
+        self
+    }
+
+    #[track_caller]
+    fn is_killed_by(&self, signal: i32) -> &Ran {
+        assert_eq!((self.code, self.signal), (None, Some(signal)), "the end of {self}");
+        self
+    }
+
+    /// Stdout is this and nothing else.
+    #[track_caller]
+    fn says(&self, text: &str) -> &Ran {
+        assert_eq!(self.said(), text, "stdout of {self}");
+        self
+    }
+
+    /// Stdout has this somewhere.
+    #[track_caller]
+    fn shows(&self, text: &str) -> &Ran {
+        assert!(self.said().contains(text), "{text:?} is missing on stdout of {self}");
+        self
+    }
+
+    /// Stderr has this somewhere.
+    #[track_caller]
+    fn tells(&self, text: &str) -> &Ran {
+        assert!(self.words().contains(text), "{text:?} is missing on stderr of {self}");
+        self
+    }
+
+    #[track_caller]
+    fn tells_in_one_line(&self, start: &str) -> &Ran {
+        let words = self.words();
+        let is_line = words.starts_with(start) && words.lines().count() == 1;
+        assert!(is_line, "stderr is not one line that begins with {start:?}: {self}");
+        self
+    }
+}
+
+impl fmt::Display for Ran {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Ran { call, code, signal, .. } = self;
+        let (said, words) = (self.said(), self.words());
+        write!(f, "{call}\ncode {code:?}, signal {signal:?}\nstdout: {said}\nstderr: {words}")
     }
 }
 
@@ -1088,7 +1173,7 @@ fn read_one_byte(command: &mut Command) -> Ran {
     let mut stdout = child.stdout.take().expect("a pipe");
     stdout.read_exact(&mut [0]).expect("a byte");
     drop(stdout);
-    Ran::from(child.wait_with_output().expect("it ends"))
+    Ran::new(command, child.wait_with_output().expect("it ends"))
 }
 
 /// The format file of a store that a later version made.

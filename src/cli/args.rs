@@ -16,7 +16,7 @@ pub(super) struct Args {
 
 #[derive(Debug, ClapArgs)]
 pub(super) struct Global {
-    /// The store [default: $`XDG_CACHE_HOME/larder` or ~/.cache/larder].
+    /// The store: by default `larder` in `XDG_CACHE_HOME` or in `~/.cache`.
     #[arg(long, global = true, value_name = "DIR", env = "LARDER_DIR")]
     pub(super) store: Option<PathBuf>,
     /// What a power cut may cost: relaxed (the last minutes' entries) or durable (nothing).

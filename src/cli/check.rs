@@ -4,11 +4,12 @@ use super::args::{Global, Key};
 use super::print::{Printer, duration};
 use super::{Failure, Status, open_cache, parse_key};
 use serde_json::json;
+use std::path::Path;
 use std::time::Duration;
 
 pub(super) fn main(global: &Global, args: &Key, printer: &Printer) -> Result<Status, Failure> {
     let key = parse_key(&args.key)?;
-    let (cache, _) = open_cache(global, None)?;
+    let (cache, _) = open_cache(global, Path::new("."))?;
     let Some(hit) = cache.lookup(&key)? else {
         printer.result(|| "miss".to_owned(), || json!({ "hit": false }));
         return Ok(Status::Miss);

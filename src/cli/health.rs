@@ -6,7 +6,7 @@ use super::{Failure, Status, open_cache};
 use serde_json::json;
 
 pub(super) fn main(global: &Global, args: &Health, printer: &Printer) -> Result<Status, Failure> {
-    let (cache, _) = open_cache(global, Some(&args.workspace))?;
+    let (cache, _) = open_cache(global, &args.workspace)?;
     let health = cache.health(Some(&args.workspace))?;
     let yes = |is: bool| if is { "yes" } else { "no" };
     let is_well = health.is_writable;

@@ -6,10 +6,11 @@ use super::{Failure, Status, open_cache, parse_key};
 use larder::{LogPiece, TaskLogs};
 use serde_json::json;
 use std::io::{self, Write};
+use std::path::Path;
 
 pub(super) fn main(global: &Global, args: &Key, printer: &Printer) -> Result<Status, Failure> {
     let key = parse_key(&args.key)?;
-    let (cache, _) = open_cache(global, None)?;
+    let (cache, _) = open_cache(global, Path::new("."))?;
     let Some(logs) = cache.logs(&key)? else {
         printer.note("no entry for this key");
         return Ok(Status::Miss);

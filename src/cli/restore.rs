@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 pub(super) fn main(global: &Global, args: &Restore, printer: &Printer) -> Result<Status, Failure> {
     let key = parse_key(&args.key)?;
-    let (cache, settings) = open_cache(global, Some(&args.workspace))?;
+    let (cache, settings) = open_cache(global, &args.workspace)?;
     let options = settings.restore_options(&args.links)?;
     let cancel = Cancel::new();
     let started = Instant::now();

@@ -6,6 +6,7 @@ use super::args::{Global, Links, Policy};
 use clap::ValueEnum;
 use larder::{CacheOptions, Durability, LinkMode, MtimeMode, RestoreOptions, VerifyLevel};
 use serde::Deserialize;
+use std::io;
 use std::path::{Path, PathBuf};
 
 /// The file in a workspace.
@@ -39,17 +40,18 @@ struct StoreFile {
 }
 
 impl Settings {
-    pub(super) fn load(global: &Global, workspace: Option<&Path>) -> Result<Settings, Failure> {
-        let file = match workspace {
-            Some(workspace) => read(&workspace.join(WORKSPACE_FILE))?,
-            None => WorkspaceFile::default(),
-        };
-        let from_file = || Some(workspace?.join(file.store.as_ref()?));
+    pub(super) fn load(global: &Global, workspace: &Path) -> Result<Settings, Failure> {
+        let file: WorkspaceFile = parse_file(&workspace.join(WORKSPACE_FILE))?;
+        let from_file = || Some(workspace.join(file.store.as_ref()?));
         let store = match global.store.clone().or_else(from_file) {
             Some(store) => store,
             None => default_store()?,
         };
-        let of_store: StoreFile = read(&store.join(STORE_FILE))?;
+        // A store that cannot be read is told by those who open it.
+        let of_store = match std::fs::symlink_metadata(store.join(STORE_FILE)) {
+            Ok(_) => parse_file(&store.join(STORE_FILE))?,
+            Err(_) => StoreFile::default(),
+        };
         let durability = match global.durability {
             Some(durability) => durability,
             None => parse(of_store.durability.as_deref())?.unwrap_or_default(),
@@ -97,12 +99,18 @@ fn parse<T: std::str::FromStr<Err = larder::ParseOptionError>>(
     parsed.map_err(|error| Failure::Usage(format!("in the settings: {error}")))
 }
 
-fn read<T: Default + for<'de> Deserialize<'de>>(path: &Path) -> Result<T, Failure> {
+/// What a file says; the defaults if there is none.
+fn parse_file<T: Default + for<'de> Deserialize<'de>>(path: &Path) -> Result<T, Failure> {
+    let explain =
+        |what: &dyn std::fmt::Display| Failure::Usage(format!("{}: {what}", path.display()));
     match std::fs::read_to_string(path) {
-        Ok(text) => toml::from_str(&text)
-            .map_err(|error| Failure::Usage(format!("{}: {}", path.display(), error.message()))),
-        // Whatever else is wrong with the place is told by those who need it.
-        Err(_) => Ok(T::default()),
+        Ok(text) => toml::from_str(&text).map_err(|error| explain(&error.message())),
+        Err(error)
+            if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) =>
+        {
+            Ok(T::default())
+        }
+        Err(error) => Err(explain(&error)),
     }
 }
 

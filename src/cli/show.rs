@@ -8,11 +8,12 @@ use larder::{Manifest, NodeKind, RootKind};
 use serde_json::{Value, json};
 use std::fmt::Write;
 use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 use std::time::Duration;
 
 pub(super) fn main(global: &Global, args: &Key, printer: &Printer) -> Result<Status, Failure> {
     let key = parse_key(&args.key)?;
-    let (cache, _) = open_cache(global, None)?;
+    let (cache, _) = open_cache(global, Path::new("."))?;
     let Some(manifest) = cache.manifest(&key)? else {
         printer.note("no entry for this key");
         return Ok(Status::Miss);

@@ -4,9 +4,10 @@ use super::args::Global;
 use super::print::{Printer, bytes, count};
 use super::{Failure, Status, open_cache};
 use serde_json::json;
+use std::path::Path;
 
 pub(super) fn main(global: &Global, printer: &Printer) -> Result<Status, Failure> {
-    let (cache, _) = open_cache(global, None)?;
+    let (cache, _) = open_cache(global, Path::new("."))?;
     let stats = cache.stats()?;
     printer.result(
         || {

@@ -19,7 +19,7 @@ pub(super) fn main(global: &Global, args: &Store, printer: &Printer) -> Result<S
     if let Some(path) = &args.stderr {
         entry = entry.with_stderr(read(path)?);
     }
-    let (cache, _) = open_cache(global, Some(&args.workspace))?;
+    let (cache, _) = open_cache(global, &args.workspace)?;
     let cancel = Cancel::new();
     let stored =
         progress::counting(printer, "storing", &cancel, || cache.store(&key, &entry, &cancel))?;

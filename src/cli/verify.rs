@@ -5,9 +5,10 @@ use super::print::{Printer, bytes, count};
 use super::{Failure, Status, open_cache, progress};
 use larder::{Cancel, Repair, ScrubReport};
 use serde_json::{Value, json};
+use std::path::Path;
 
 pub(super) fn main(global: &Global, args: &Verify, printer: &Printer) -> Result<Status, Failure> {
-    let (cache, _) = open_cache(global, None)?;
+    let (cache, _) = open_cache(global, Path::new("."))?;
     let repair = if args.repair { Repair::Yes } else { Repair::No };
     let total = if printer.wants_progress() { cache.blob_bytes()? } else { 0 };
     let bar = progress::bytes(printer, "verifying", total);

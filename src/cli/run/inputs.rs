@@ -24,6 +24,29 @@ pub(super) struct Declared<'a> {
     pub(super) store: &'a Path,
 }
 
+/// Why there are no inputs.
+#[derive(Debug)]
+pub(super) enum Unread {
+    /// The call names something that is not there, or that no path can be.
+    Missing(String),
+    /// Something that is there cannot be read, or changes while it is read.
+    Unreadable(String),
+}
+
+impl Unread {
+    pub(super) fn into_text(self) -> String {
+        match self {
+            Unread::Missing(text) | Unread::Unreadable(text) => text,
+        }
+    }
+}
+
+impl From<Failure> for Unread {
+    fn from(failure: Failure) -> Unread {
+        Unread::Missing(failure.to_string())
+    }
+}
+
 /// The inputs of a run, with what is needed to see whether they change.
 #[derive(Debug)]
 pub(super) struct Inputs(BTreeMap<OutputPath, Input>);
@@ -56,7 +79,7 @@ impl Stamp {
 
 impl Inputs {
     /// Finds and reads the inputs.
-    pub(super) fn read(declared: &Declared<'_>) -> Result<Inputs, Failure> {
+    pub(super) fn read(declared: &Declared<'_>) -> Result<Inputs, Unread> {
         let paths: Vec<OutputPath> = find(declared)?.into_iter().collect();
         let read = Mutex::new(BTreeMap::new());
         let failure = Mutex::new(None);
@@ -87,7 +110,7 @@ impl Inputs {
             work();
         });
         match failure.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner) {
-            Some(text) => Err(Failure::Usage(text)),
+            Some(text) => Err(Unread::Unreadable(text)),
             None => {
                 Ok(Inputs(read.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner)))
             }
@@ -114,7 +137,7 @@ impl Inputs {
 
     /// The first input that is not what it was, or was not there. Files are read again only if their
     /// stat changed.
-    pub(super) fn first_change(&self, declared: &Declared<'_>) -> Result<Option<String>, Failure> {
+    pub(super) fn first_change(&self, declared: &Declared<'_>) -> Result<Option<String>, Unread> {
         let now = find(declared)?;
         if let Some(path) = now.iter().find(|path| !self.0.contains_key(path)) {
             // A directory or a special file is no input; a file that appeared is.
@@ -200,7 +223,7 @@ fn read_one(path: &Path, buffer: &mut [u8]) -> io::Result<Option<Input>> {
 }
 
 /// The paths of all inputs, less outputs and store.
-fn find(declared: &Declared<'_>) -> Result<BTreeSet<OutputPath>, Failure> {
+fn find(declared: &Declared<'_>) -> Result<BTreeSet<OutputPath>, Unread> {
     let filter = Filter::new(declared)?;
     let mut found = BTreeSet::new();
     if declared.inputs.is_empty() {
@@ -228,7 +251,11 @@ fn find(declared: &Declared<'_>) -> Result<BTreeSet<OutputPath>, Failure> {
             found.extend(all.into_iter().filter(is_match));
         } else {
             let meta = fs::symlink_metadata(&place).map_err(|error| {
-                Failure::Usage(format!("cannot read the input {input}: {error}"))
+                let text = format!("cannot read the input {input}: {error}");
+                match error.kind() {
+                    io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => Unread::Missing(text),
+                    _ => Unread::Unreadable(text),
+                }
             })?;
             if meta.is_dir() {
                 walk(declared.workspace, &place, false, &filter, &mut found)?;
@@ -276,7 +303,7 @@ fn walk(
     is_git: bool,
     filter: &Filter,
     found: &mut BTreeSet<OutputPath>,
-) -> Result<(), Failure> {
+) -> Result<(), Unread> {
     if !start.exists() {
         return Ok(());
     }
@@ -296,8 +323,8 @@ fn walk(
         !is_store && !is_git_folder
     });
     for entry in builder.build() {
-        let entry =
-            entry.map_err(|error| Failure::Usage(format!("cannot list the inputs: {error}")))?;
+        let entry = entry
+            .map_err(|error| Unread::Unreadable(format!("cannot list the inputs: {error}")))?;
         if is_dir(&entry) {
             continue;
         }
@@ -329,7 +356,7 @@ fn add_tracked(
     workspace: &Path,
     filter: &Filter,
     found: &mut BTreeSet<OutputPath>,
-) -> Result<(), Failure> {
+) -> Result<(), Unread> {
     let Some((top, git)) = find_git(workspace) else {
         return Ok(());
     };

@@ -8,12 +8,12 @@ mod inputs;
 pub(in crate::cli) mod parts;
 
 use super::args::{Global, Policy, Run, Stdin};
-use super::print::{Printer, bytes, chain, count, duration};
+use super::print::{Printer, bytes, chain, counted, duration};
 use super::restore::{explain, object, words};
 use super::settings::Settings;
 use super::{Failure, Status, progress};
 use exec::Finished;
-use inputs::{Declared, Inputs, hash_file, is_pattern};
+use inputs::{Declared, Inputs, Unread, hash_file, is_pattern};
 use larder::{
     Cache, CacheEntry, Cancel, Error, Hit, OutputDeclaration, OutputPath, TaskDigest, TaskLogs,
 };
@@ -64,7 +64,7 @@ impl Plan {
         if !directory.starts_with(&workspace) {
             return Err(Failure::Usage("the current directory is not within the workspace".into()));
         }
-        let settings = Settings::load(global, Some(&workspace))?;
+        let settings = Settings::load(global, &workspace)?;
         let tidy = |paths: &[String]| {
             paths.iter().map(|path| tidy(path, &workspace)).collect::<Result<Vec<_>, _>>()
         };
@@ -181,7 +181,10 @@ impl Plan {
         for output in &outputs {
             parts.add(Kind::Output, "", output);
         }
-        let inputs = Inputs::read(&self.declared()).map_err(Trouble::Caller)?;
+        let inputs = Inputs::read(&self.declared()).map_err(|unread| match unread {
+            Unread::Missing(text) => Trouble::Caller(Failure::Usage(text)),
+            Unread::Unreadable(text) => Trouble::Cache(text),
+        })?;
         inputs.add_to(&mut parts);
         let key = parts.key();
         let task = TaskDigest::derive("", &key).map_err(|error| Trouble::Cache(chain(&error)))?;
@@ -216,7 +219,7 @@ impl Plan {
 
     fn run_cached(&self, args: &Run, keyed: &Keyed, printer: &Printer) -> ExitCode {
         printer.detail(|| {
-            format!("key {} over {} inputs", keyed.key, count(keyed.inputs.len() as u64))
+            format!("key {} over {}", keyed.key, counted(keyed.inputs.len() as u64, "input"))
         });
         if self.policy != Policy::Writeonly {
             match self.try_hit(args, keyed, printer) {
@@ -230,15 +233,9 @@ impl Plan {
                 }
             }
         }
-        if args.clean {
-            let declared: Vec<OutputDeclaration> =
-                self.outputs.iter().map(OutputDeclaration::new).collect();
-            if let Err(error) =
-                larder::remove_outputs(&self.workspace, &declared, &self.settings.store)
-            {
-                printer.error(&error);
-                return Status::Usage.into();
-            }
+        if let Err(failure) = self.clean(args, printer) {
+            printer.error(&failure);
+            return Status::Usage.into();
         }
         let finished = match exec::run(&args.command, &self.directory, Stdio::null()) {
             Ok(finished) => finished,
@@ -250,9 +247,9 @@ impl Plan {
                     &finished.logs.stderr,
                     || {
                         format!(
-                            "stored {}… · {} files, {} ({} new) · ran {}",
+                            "stored {}… · {}, {} ({} new) · ran {}",
                             &keyed.key[..6],
-                            count(stored.files),
+                            counted(stored.files, "file"),
                             bytes(stored.bytes),
                             bytes(stored.new_bytes),
                             duration(finished.took)
@@ -274,6 +271,24 @@ impl Plan {
         }
         super::maintain(&keyed.cache, printer);
         ExitCode::from(exec::exit_like(finished.status))
+    }
+
+    /// Removes the declared outputs if asked. What the system refuses to remove is no reason not to
+    /// run the command.
+    fn clean(&self, args: &Run, printer: &Printer) -> Result<(), Failure> {
+        if !args.clean {
+            return Ok(());
+        }
+        let declared: Vec<OutputDeclaration> =
+            self.outputs.iter().map(OutputDeclaration::new).collect();
+        match larder::remove_outputs(&self.workspace, &declared, &self.settings.store) {
+            Err(error @ Error::InvalidOutput { .. }) => Err(error.into()),
+            Err(error) => {
+                printer.warn(&format!("the outputs could not be removed: {}", chain(&error)));
+                Ok(())
+            }
+            Ok(()) => Ok(()),
+        }
     }
 
     /// Brings a stored result back. `None` if there is none that will do.
@@ -316,7 +331,7 @@ impl Plan {
         let Some(code) = code.filter(|code| *code == 0 || args.cache_failures) else {
             return Err(format!("the command failed with {}", finished.status));
         };
-        let change = keyed.inputs.first_change(&self.declared()).map_err(|error| chain(&error))?;
+        let change = keyed.inputs.first_change(&self.declared()).map_err(Unread::into_text)?;
         if let Some(change) = change {
             return Err(format!("the input {change} while the command ran"));
         }
@@ -334,15 +349,9 @@ impl Plan {
 
     /// Runs the command as if there were no larder.
     fn run_uncached(&self, args: &Run, stdin: Stdio, printer: &Printer) -> ExitCode {
-        if args.clean {
-            let declared: Vec<OutputDeclaration> =
-                self.outputs.iter().map(OutputDeclaration::new).collect();
-            if let Err(error) =
-                larder::remove_outputs(&self.workspace, &declared, &self.settings.store)
-            {
-                printer.error(&error);
-                return Status::Usage.into();
-            }
+        if let Err(failure) = self.clean(args, printer) {
+            printer.error(&failure);
+            return Status::Usage.into();
         }
         match exec::run_plainly(&args.command, &self.directory, stdin) {
             Ok(status) => ExitCode::from(exec::exit_like(status)),
@@ -412,25 +421,28 @@ fn cannot_run(program: &OsStr, error: &io::Error, printer: &Printer) -> ExitCode
 
 /// The file that the system would run: by `PATH`, unless the name has a slash.
 fn find_program(name: &OsStr, directory: &Path) -> Result<PathBuf, Trouble> {
-    let is_program = |path: &Path| {
-        fs::metadata(path)
-            .is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
+    let candidates: Vec<PathBuf> = if name.as_bytes().contains(&b'/') {
+        vec![directory.join(name)]
+    } else {
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        std::env::split_paths(&path).map(|folder| directory.join(folder).join(name)).collect()
     };
-    let missing = || {
-        Trouble::Command(
-            format!("cannot run {}: there is no such program", name.display()),
-            NOT_FOUND,
-        )
+    let mode = |path: &PathBuf| {
+        let meta = fs::metadata(path).ok().filter(fs::Metadata::is_file)?;
+        Some(meta.permissions().mode())
     };
-    if name.as_bytes().contains(&b'/') {
-        let path = directory.join(name);
-        return if is_program(&path) { Ok(path) } else { Err(missing()) };
+    if let Some(found) =
+        candidates.iter().find(|path| mode(path).is_some_and(|mode| mode & 0o111 != 0))
+    {
+        return Ok(found.clone());
     }
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let found = std::env::split_paths(&path)
-        .map(|folder| directory.join(folder).join(name))
-        .find(|path| is_program(path));
-    found.ok_or_else(missing)
+    let is_there = candidates.iter().any(|path| mode(path).is_some());
+    let (why, status) = if is_there {
+        ("it is not executable", NOT_EXECUTABLE)
+    } else {
+        ("there is no such program", NOT_FOUND)
+    };
+    Err(Trouble::Command(format!("cannot run {}: {why}", name.display()), status))
 }
 
 /// Takes paths the way people write them: `./dist/`, or absolute within the workspace.

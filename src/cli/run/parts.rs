@@ -94,8 +94,13 @@ fn take_part(rest: &mut &[u8]) -> Option<(String, String)> {
     let name = take_text(&mut after)?;
     let value = take_text(&mut after)?;
     *rest = after;
-    let is_digest = matches!(kind, Kind::Executable | Kind::Variable | Kind::Tool | Kind::File);
-    let value = if is_digest { hex(value) } else { String::from_utf8_lossy(value).into_owned() };
+    let value = match (kind, value) {
+        // A file's value is its digest and whether it can be executed.
+        (Kind::File, [digest @ .., 1]) => format!("{} executable", hex(digest)),
+        (Kind::File, [digest @ .., _])
+        | (Kind::Executable | Kind::Variable | Kind::Tool, digest) => hex(digest),
+        _ => String::from_utf8_lossy(value).into_owned(),
+    };
     let texts = [String::from_utf8_lossy(name).into_owned(), value];
     let texts: Vec<&str> =
         texts.iter().map(String::as_str).filter(|text| !text.is_empty()).collect();
