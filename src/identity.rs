@@ -159,7 +159,9 @@ impl Identity {
     /// Whether bytes of this epoch were caught by a sync that failed in this boot. Then the page cache
     /// may show what the disk does not have, and reading them again proves nothing.
     pub(crate) fn is_sync_failed(&self, epoch: u32) -> bool {
-        let state = self.lock_state();
+        let mut state = self.lock_state();
+        // Another process may have been the one whose sync failed.
+        self.refresh(&mut state);
         let is_doubtful =
             state.doubtful.iter().any(|(first, last)| (*first..=*last).contains(&epoch));
         is_doubtful && epoch >= state.boot_epoch
@@ -175,19 +177,20 @@ impl Identity {
         self.lock_state().barrier_at
     }
 
-    /// Raises a barrier: everything stored so far is durable when this returns. One syncfs, which
+    /// Raises a barrier: everything stored so far is durable when this returns true; false if another
+    /// process is raising one. One syncfs, which
     /// also writes what others have not written yet: tens of milliseconds to seconds. Blocking.
     ///
     /// # Errors
     /// If the sync fails. Then what was unsynced is doubtful for ever: a second sync would succeed
     /// without having written anything.
-    pub(crate) fn raise_barrier(&self) -> Result<()> {
+    pub(crate) fn raise_barrier(&self) -> Result<bool> {
         let file = || self.path.join(layout::IDENTITY);
         let (lock, _) =
             self.root.open_or_create(layout::BARRIER_LOCK.as_ref(), 0o600).context("lock", file)?;
         let Some(_lock) = Lock::try_acquire(lock, LockMode::Exclusive).context("lock", file)?
         else {
-            return Ok(()); // Another process is at it.
+            return Ok(false); // Another process is at it.
         };
         let raised = self.update(|state| {
             if state.pending > 0 {
@@ -211,7 +214,7 @@ impl Identity {
         });
         synced.context("sync the filesystem of", || &self.path)?;
         noted.context("write", file)?;
-        Ok(())
+        Ok(true)
     }
 
     /// Whether the store at this path is still the one that was opened: neither removed nor
@@ -408,8 +411,8 @@ fn parse_format(text: &[u8]) -> Option<u32> {
     (checksum == crate::Digest::of(line.as_bytes()).to_string()).then_some(version)
 }
 
-/// Writes the format file under a name of its own and links it into place, so that it is never
-/// seen half-written and never replaces another process's.
+/// Writes the format file under a name of its own and renames it to the free name, so that it is
+/// never seen half-written and never replaces another process's.
 fn write_format(root: &Dir) -> io::Result<()> {
     let line = format!("{}{}", layout::FORMAT_WORDS, layout::FORMAT_VERSION);
     let name = format!("{}.{}", layout::FORMAT, disk::random_name()?);

@@ -80,6 +80,6 @@ pub use manifest::{
     OutputPath, PathError, Root, RootKind,
 };
 pub use options::{
-    CacheOptions, Durability, LINK_BYTES_MIN, LinkMode, MtimeMode, ParseOptionError,
-    RestoreOptions, VerifyLevel,
+    CacheOptions, Durability, LINK_BYTES_MIN, LinkMode, MtimeMode, PRIVATE_SUFFIXES,
+    ParseOptionError, RestoreOptions, VerifyLevel,
 };

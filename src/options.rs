@@ -119,7 +119,7 @@ impl RestoreOptions {
 #[non_exhaustive]
 pub enum LinkMode {
     /// Files below [`LINK_BYTES_MIN`] are private copies; larger ones are reflinks, else hardlinks,
-    /// else copies.
+    /// else copies, but for [`PRIVATE_SUFFIXES`].
     #[default]
     Auto,
     /// Every file is a private copy.
@@ -139,6 +139,14 @@ pub enum LinkMode {
 /// copy of so few bytes costs about as much as a clone (on xfs less). Measured: DESIGN.md,
 /// section 7.
 pub const LINK_BYTES_MIN: u64 = 32 * 1024;
+
+/// Names that end so are private files in mode `auto`, whatever their size: reflinks, else copies.
+///
+/// rustc refuses to write over a `.rmeta` or `.o` without write bits ("output file is not
+/// writeable", also as root), and cargo does not remove them first, as it does with libraries and
+/// programs; so with hardlinks there, a plain `cargo build` after an edit would fail. Other
+/// compilers write their `.o` in place as well.
+pub const PRIVATE_SUFFIXES: [&str; 2] = [".rmeta", ".o"];
 
 /// Which modification times restored files get.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]

@@ -1062,6 +1062,27 @@ impl Lab {
     }
 }
 
+#[test]
+fn a_reader_of_stderr_that_goes_away_is_no_panic() {
+    let lab = Lab::new();
+    let command = format!("'{LARDER}' run -i src -- sh -c 'exit 7'");
+    // The reader is gone before larder writes.
+    let script = format!(
+        "( sleep 0.2; {command}; echo $? > ../status ) 2>&1 | true; sleep 1; cat ../status"
+    );
+    lab.run(&["--policy", "disabled"], &script).exits(0).says("7\n");
+}
+
+#[test]
+fn patterns_never_reach_into_git_or_an_explicit_input() {
+    let lab = Lab::new();
+    lab.write(".git/HEAD", "x");
+    lab.run(&["--clean", "-i", "src", "-o", ".*"], ":");
+    assert!(lab.file(".git/HEAD").exists(), "a pattern never reaches into .git");
+    lab.run(&["--clean", "-i", "src/a.txt", "-o", "src/*"], ":").exits(2);
+    assert!(lab.file("src/a.txt").exists(), "an input is never removed");
+}
+
 /// How a process ended, and what it wrote. Its assertions show all of it.
 struct Ran {
     call: String,

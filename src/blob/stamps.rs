@@ -144,7 +144,9 @@ impl StampTable {
     /// Replaces the table by one of at least `wanted` buckets that knows all that this one knows.
     fn grow(&self, wanted: u64) -> bool {
         let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
-        let buckets = wanted.next_power_of_two().clamp(BUCKETS_MIN, BUCKETS_MAX);
+        // Another thread may have grown it meanwhile.
+        let least = table.as_ref().map_or(BUCKETS_MIN, |table| table.buckets);
+        let buckets = wanted.next_power_of_two().clamp(least, BUCKETS_MAX);
         // Best effort: on a full or read-only disk the blobs are rehashed at their next use.
         match self.rewrite(table.as_ref(), buckets) {
             Ok(grown) => *table = Some(grown),

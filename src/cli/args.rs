@@ -1,5 +1,10 @@
 //! The command line as data.
 
+#![expect(
+    clippy::doc_markdown,
+    reason = "these comments are the help texts, which know no Markdown"
+)]
+
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use larder::{Durability, LinkMode, MtimeMode, VerifyLevel};
 use std::path::PathBuf;
@@ -16,11 +21,11 @@ pub(super) struct Args {
 
 #[derive(Debug, ClapArgs)]
 pub(super) struct Global {
-    /// The store: by default `larder` in `XDG_CACHE_HOME` or in `~/.cache`.
-    #[arg(long, global = true, value_name = "DIR", env = "LARDER_DIR")]
+    /// The store: by default `larder` in `XDG_CACHE_HOME` or in `~/.cache` [env: LARDER_DIR].
+    #[arg(long, global = true, value_name = "DIR")]
     pub(super) store: Option<PathBuf>,
-    /// What a power cut may cost: relaxed (the last minutes' entries) or durable (nothing).
-    #[arg(long, global = true, value_name = "LEVEL", env = "LARDER_DURABILITY")]
+    /// What a power cut may cost: relaxed (the last minutes' entries) or durable (nothing) [env: LARDER_DURABILITY].
+    #[arg(long, global = true, value_name = "LEVEL")]
     pub(super) durability: Option<Durability>,
     /// Print results as JSON.
     #[arg(long, global = true)]
@@ -68,14 +73,14 @@ pub(super) struct Key {
 /// How outputs are brought back.
 #[derive(Debug, ClapArgs)]
 pub(super) struct Links {
-    /// How files are made: auto, reflink, hardlink or copy [default: auto].
-    #[arg(long, value_name = "MODE", env = "LARDER_LINK_MODE")]
+    /// How files are made: auto, reflink, hardlink or copy [default: auto] [env: LARDER_LINK_MODE].
+    #[arg(long, value_name = "MODE")]
     pub(super) link_mode: Option<LinkMode>,
-    /// Which modification times files get: recorded, linked or now [default: recorded].
-    #[arg(long, value_name = "MODE", env = "LARDER_MTIME")]
+    /// Which modification times files get: recorded, linked or now [default: recorded] [env: LARDER_MTIME].
+    #[arg(long, value_name = "MODE")]
     pub(super) mtime: Option<MtimeMode>,
-    /// What is believed of a stored file: its stamp, or only its content [default: stamp].
-    #[arg(long, value_name = "LEVEL", env = "LARDER_VERIFY")]
+    /// What is believed of a stored file: its stamp, or only its content [default: stamp] [env: LARDER_VERIFY].
+    #[arg(long, value_name = "LEVEL")]
     pub(super) verify: Option<VerifyLevel>,
 }
 
@@ -97,8 +102,8 @@ pub(super) struct Run {
     /// The workspace [default: the current directory].
     #[arg(long, value_name = "DIR")]
     pub(super) workspace: Option<PathBuf>,
-    /// What may be done with the cache: normal, readonly, writeonly or disabled [default: normal].
-    #[arg(long, value_name = "POLICY", env = "LARDER_POLICY")]
+    /// What may be done with the cache: normal, readonly, writeonly or disabled [default: normal] [env: LARDER_POLICY].
+    #[arg(long, value_name = "POLICY")]
     pub(super) policy: Option<Policy>,
     #[command(flatten)]
     pub(super) links: Links,
@@ -184,4 +189,13 @@ pub(super) struct Health {
     /// A workspace to try links into.
     #[arg(long, value_name = "DIR", default_value = ".")]
     pub(super) workspace: PathBuf,
+}
+
+impl std::str::FromStr for Policy {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Policy, String> {
+        <Policy as ValueEnum>::from_str(text, false)
+            .map_err(|_| format!("{text:?} is not one of normal, readonly, writeonly, disabled"))
+    }
 }

@@ -12,7 +12,7 @@ pub(super) fn main(global: &Global, args: &Key, printer: &Printer) -> Result<Sta
     let key = parse_key(&args.key)?;
     let (cache, _) = open_cache(global, Path::new("."))?;
     let Some(logs) = cache.logs(&key)? else {
-        printer.note("no entry for this key");
+        printer.miss();
         return Ok(Status::Miss);
     };
     if global.json {

@@ -109,7 +109,7 @@ impl Failure {
 /// Opens the store that flags, environment and the workspace's `larder.toml` name.
 fn open_cache(global: &args::Global, workspace: &Path) -> Result<(Cache, Settings), Failure> {
     let settings = Settings::load(global, workspace)?;
-    let cache = Cache::open(&settings.store, settings.cache_options())?;
+    let cache = Cache::open(&settings.store, settings.cache_options()?)?;
     Ok((cache, settings))
 }
 

@@ -1,7 +1,5 @@
 //! Printing: results on stdout, words on stderr, numbers for people.
 
-#![expect(clippy::print_stderr, reason = "this is where the command prints")]
-
 use std::error::Error as StdError;
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal, Write};
@@ -42,39 +40,53 @@ impl Printer {
     ) {
         let start = if stderr.last().is_some_and(|byte| *byte != b'\n') { "\n" } else { "" };
         if self.json {
-            eprintln!("{start}{}", json());
+            say(&format!("{start}{}", json()));
         } else if !self.quiet {
-            eprintln!("{start}larder: {}", text());
+            say(&format!("{start}larder: {}", text()));
         }
     }
 
     /// More about what was done, for those who asked.
     pub(super) fn detail(&self, text: impl FnOnce() -> String) {
         if self.verbose && !self.json {
-            eprintln!("larder: {}", text());
+            say(&format!("larder: {}", text()));
+        }
+    }
+
+    /// There is no entry: an object on stdout for machines, a word for people.
+    pub(super) fn miss(&self) {
+        if self.json {
+            self.result(String::new, || serde_json::json!({ "hit": false }));
+        } else {
+            self.note("no entry for this key");
         }
     }
 
     pub(super) fn note(&self, text: &str) {
         if !self.quiet && !self.json {
-            eprintln!("larder: note: {text}");
+            say(&format!("larder: note: {text}"));
         }
     }
 
     #[expect(clippy::unused_self, reason = "all printing goes through a printer")]
     pub(super) fn warn(&self, text: &str) {
-        eprintln!("larder: warning: {text}");
+        say(&format!("larder: warning: {text}"));
     }
 
     #[expect(clippy::unused_self, reason = "all printing goes through a printer")]
     pub(super) fn error(&self, error: &dyn StdError) {
-        eprintln!("larder: error: {}", chain(error));
+        say(&format!("larder: error: {}", chain(error)));
     }
 
     /// Whether a progress bar would be seen by anyone.
     pub(super) fn wants_progress(&self) -> bool {
         !self.quiet && !self.json && io::stderr().is_terminal()
     }
+}
+
+/// One line on stderr. A reader that has gone away is no error, and no reason to panic.
+fn say(line: &str) {
+    let _ = writeln!(io::stderr().lock(), "{line}");
 }
 
 /// An error and its causes in one line.

@@ -3,7 +3,7 @@
 use super::args::{Global, Restore};
 use super::print::{self, Printer, counted, duration};
 use super::{Failure, Status, maintain, open_cache, parse_key, progress};
-use larder::{Cancel, CopyReason, Error, MethodCounts, Restored};
+use larder::{Cancel, CopyReason, MethodCounts, Restored};
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
 
@@ -16,7 +16,10 @@ pub(super) fn main(global: &Global, args: &Restore, printer: &Printer) -> Result
     let restored = progress::counting(printer, "restoring", &cancel, || {
         cache.restore(&key, &args.workspace, options, &cancel)
     })?;
-    let restored = restored.ok_or(Error::Miss)?;
+    let Some(restored) = restored else {
+        printer.miss();
+        return Ok(Status::Miss);
+    };
     let took = started.elapsed();
     printer.result(|| format!("restored {}", words(&restored, took)), || object(&restored, took));
     explain(&restored, printer);

@@ -1,13 +1,15 @@
-//! Settings: a flag before the environment (clap sees to both) before the workspace's
+//! Settings: a flag before the environment before the workspace's
 //! `larder.toml`; what concerns a store as a whole may also lie in the store's `settings.toml`.
 
 use super::Failure;
 use super::args::{Global, Links, Policy};
-use clap::ValueEnum;
-use larder::{CacheOptions, Durability, LinkMode, MtimeMode, RestoreOptions, VerifyLevel};
+use larder::{CacheOptions, Durability, RestoreOptions};
 use serde::Deserialize;
+use std::ffi::OsString;
+use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
 /// The file in a workspace.
 const WORKSPACE_FILE: &str = "larder.toml";
@@ -18,7 +20,7 @@ const STORE_FILE: &str = "settings.toml";
 #[derive(Debug)]
 pub(super) struct Settings {
     pub(super) store: PathBuf,
-    durability: Durability,
+    durability: Result<Durability, Failure>,
     workspace: WorkspaceFile,
 }
 
@@ -43,34 +45,33 @@ impl Settings {
     pub(super) fn load(global: &Global, workspace: &Path) -> Result<Settings, Failure> {
         let file: WorkspaceFile = parse_file(&workspace.join(WORKSPACE_FILE))?;
         let from_file = || Some(workspace.join(file.store.as_ref()?));
-        let store = match global.store.clone().or_else(from_file) {
-            Some(store) => store,
-            None => default_store()?,
-        };
-        // A store that cannot be read is told by those who open it.
+        let from_environment = || variable("LARDER_DIR").map(PathBuf::from);
+        let store = global.store.clone().or_else(from_environment).or_else(from_file);
+        let store = store.map_or_else(default_store, Ok)?;
+        // What is wrong in a store is told by those who open it, and `run` goes on without.
         let of_store = match std::fs::symlink_metadata(store.join(STORE_FILE)) {
-            Ok(_) => parse_file(&store.join(STORE_FILE))?,
-            Err(_) => StoreFile::default(),
+            Ok(_) => parse_file::<StoreFile>(&store.join(STORE_FILE)),
+            Err(_) => Ok(StoreFile::default()),
         };
-        let durability = match global.durability {
-            Some(durability) => durability,
-            None => parse(of_store.durability.as_deref())?.unwrap_or_default(),
-        };
+        let durability = of_store.and_then(|of_store| {
+            let of_store = of_store.durability.as_deref();
+            Ok(choose(global.durability, "LARDER_DURABILITY", of_store)?.unwrap_or_default())
+        });
         Ok(Settings { store, durability, workspace: file })
     }
 
-    pub(super) fn cache_options(&self) -> CacheOptions {
-        CacheOptions::default().with_durability(self.durability)
+    pub(super) fn cache_options(&self) -> Result<CacheOptions, Failure> {
+        match &self.durability {
+            Ok(durability) => Ok(CacheOptions::default().with_durability(*durability)),
+            Err(failure) => Err(Failure::Usage(failure.to_string())),
+        }
     }
 
     pub(super) fn restore_options(&self, links: &Links) -> Result<RestoreOptions, Failure> {
         let file = &self.workspace;
-        let link_mode: Option<LinkMode> =
-            links.link_mode.map_or_else(|| parse(file.link_mode.as_deref()), keep)?;
-        let mtime_mode: Option<MtimeMode> =
-            links.mtime.map_or_else(|| parse(file.mtime.as_deref()), keep)?;
-        let verify_level: Option<VerifyLevel> =
-            links.verify.map_or_else(|| parse(file.verify.as_deref()), keep)?;
+        let link_mode = choose(links.link_mode, "LARDER_LINK_MODE", file.link_mode.as_deref())?;
+        let mtime_mode = choose(links.mtime, "LARDER_MTIME", file.mtime.as_deref())?;
+        let verify_level = choose(links.verify, "LARDER_VERIFY", file.verify.as_deref())?;
         Ok(RestoreOptions::default()
             .with_link_mode(link_mode.unwrap_or_default())
             .with_mtime_mode(mtime_mode.unwrap_or_default())
@@ -78,25 +79,36 @@ impl Settings {
     }
 
     pub(super) fn policy(&self, flag: Option<Policy>) -> Result<Policy, Failure> {
-        match (flag, &self.workspace.policy) {
-            (Some(policy), _) => Ok(policy),
-            (None, Some(text)) => Policy::from_str(text, false)
-                .map_err(|_| Failure::Usage(format!("{WORKSPACE_FILE}: {text:?} is no policy"))),
-            (None, None) => Ok(Policy::Normal),
-        }
+        let policy = choose(flag, "LARDER_POLICY", self.workspace.policy.as_deref())?;
+        Ok(policy.unwrap_or(Policy::Normal))
     }
 }
 
-#[expect(clippy::unnecessary_wraps, reason = "has the shape of `parse`, its alternative")]
-fn keep<T>(value: T) -> Result<Option<T>, Failure> {
-    Ok(Some(value))
+/// The order of precedence: flag, environment, file.
+fn choose<T: FromStr>(
+    flag: Option<T>,
+    name: &'static str,
+    file: Option<&str>,
+) -> Result<Option<T>, Failure>
+where
+    T::Err: fmt::Display,
+{
+    if flag.is_some() {
+        return Ok(flag);
+    }
+    let parse = |text: &str, place: &str| {
+        text.parse().map(Some).map_err(|error| Failure::Usage(format!("{place}: {error}")))
+    };
+    match (variable(name), file) {
+        (Some(text), _) => parse(&text.to_string_lossy(), name),
+        (None, Some(text)) => parse(text, "in the settings"),
+        (None, None) => Ok(None),
+    }
 }
 
-fn parse<T: std::str::FromStr<Err = larder::ParseOptionError>>(
-    text: Option<&str>,
-) -> Result<Option<T>, Failure> {
-    let parsed = text.map(str::parse).transpose();
-    parsed.map_err(|error| Failure::Usage(format!("in the settings: {error}")))
+/// A variable of the environment; an empty one counts as none.
+fn variable(name: &str) -> Option<OsString> {
+    std::env::var_os(name).filter(|value| !value.is_empty())
 }
 
 /// What a file says; the defaults if there is none.

@@ -87,6 +87,9 @@ fn is_random(suffix: &str) -> bool {
     suffix.len() == 16 && suffix.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
+/// What no pattern reaches: a repository's own folder is nobody's output.
+pub(crate) const GIT_FOLDER: &str = ".git";
+
 /// The newest store format that this build reads and writes.
 pub(crate) const FORMAT_VERSION: u32 = 1;
 

@@ -148,7 +148,7 @@ impl Capture {
         Ok(())
     }
 
-    /// Everything that a pattern matches, below its literal prefix.
+    /// Everything that a pattern matches, below its literal prefix; never in `.git`.
     fn glob(&mut self, pattern: &OutputPath, glob: &GlobMatcher) -> Result<()> {
         let prefix = literal_prefix(pattern);
         let start = prefix.as_ref().map_or(Path::new(""), OutputPath::as_path);
@@ -167,7 +167,7 @@ impl Capture {
     fn matches(&mut self, dir: &Dir, at: Option<&OutputPath>, glob: &GlobMatcher) -> Result<()> {
         let here = || at.map_or(Path::new("."), OutputPath::as_path);
         for (name, kind) in dir.entries().context("list", here)? {
-            if is_leftover(&name) {
+            if is_leftover(&name) || name == layout::GIT_FOLDER {
                 continue;
             }
             let path = match at {

@@ -2,7 +2,7 @@
 
 use super::capture::parse;
 use super::output::{OutputDeclaration, OutputKind};
-use crate::disk::{self, Capabilities, Dir, FileKind};
+use crate::disk::{self, Capabilities, Dir, FileKind, layout};
 use crate::error::{Context, Error, Result};
 use crate::identity;
 use crate::manifest::{OutputPath, compile_glob, literal_prefix};
@@ -11,7 +11,8 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-/// Removes what the declarations name in `workspace`: never through a symlink, and never a store,
+/// Removes what the declarations name in `workspace`: never through a symlink, never in `.git` for a
+/// pattern, and never a store,
 /// neither one that is met nor `store`, nor what holds it. What is not there is fine. Blocking; not
 /// atomic.
 ///
@@ -72,6 +73,9 @@ fn remove_matches(
             None => OutputPath::from_bytes(name.as_bytes()),
         };
         let Ok(path) = path else { continue };
+        if name == layout::GIT_FOLDER {
+            continue;
+        }
         if glob.is_match(path.as_path()) {
             remove(dir, &path, store)?;
         } else if kind == FileKind::Directory {

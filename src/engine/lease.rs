@@ -82,7 +82,7 @@ impl Cache {
     /// A lock that says: outputs of this store are held by somebody, who may read their blobs.
     pub(super) fn pin(&self) -> Option<Lock> {
         let (file, _) = self.inner.root.open_or_create(layout::PINS.as_ref(), 0o600).ok()?;
-        // Against a sweep that is under way; it takes milliseconds a blob at most.
+        // Waits for a repair that is under way.
         Lock::acquire(file, LockMode::Shared, &|| false).ok()?
     }
 

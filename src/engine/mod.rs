@@ -13,7 +13,7 @@
 //! 4. `barrier.lock`, then `identity.lock`, then the identity's mutex; the index's own locks, then
 //!    redb's; the other mutexes of the modules below: each held for one sync, one file's
 //!    replacement, one commit, one field. Between these groups none is held while one of another
-//!    group is taken. `pins` is only tried.
+//!    group is taken. `pins` is tried by a repair, and waited for by whoever restores meanwhile.
 //!
 //! Staging needs no lock: each process has a directory of its own there. Locks are flocks on
 //! close-on-exec descriptors; the kernel releases them however their holder ends.
@@ -186,7 +186,8 @@ impl Cache {
         // A clock that was set back makes the age negative; then it is time, too.
         let is_time = !(0..BARRIER_SECONDS).contains(&age);
         if is_time && self.inner.has_unsynced.swap(false, Ordering::Relaxed) {
-            self.inner.identity.raise_barrier()?;
+            let is_raised = self.inner.identity.raise_barrier()?;
+            self.inner.has_unsynced.fetch_or(!is_raised, Ordering::Relaxed);
         }
         Ok(())
     }

@@ -203,7 +203,7 @@ impl Cache {
     fn scrub_index(&self, repair: Repair, entries: &Entries, report: &mut ScrubReport) {
         // An index that cannot be read was set aside by the attempt, and is made anew.
         let read = self.inner.index.rows();
-        report.is_index_damaged = read.is_none() && self.inner.index.was_set_aside();
+        report.is_index_damaged = self.inner.index.was_set_aside();
         let (rows, damaged) = read.unwrap_or_default();
         report.damaged_rows = damaged as u64;
         let is_stale = |(task, row): &(TaskDigest, Row)| {

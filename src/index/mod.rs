@@ -14,7 +14,7 @@
 //! and panics during the clean-up after a panic, which end the process: so rows carry checksums, a
 //! file that somebody else wrote to is checked whole before it is used (`seal`), and other panics
 //! are contained); `create` is not crash-safe (so the file is made under another name, synced and
-//! linked into place); a read-only open fails after a crash (then the manifests alone answer).
+//! renamed into place); a read-only open fails after a crash (then the manifests alone answer).
 //!
 //! Left to others: what a manifest says (`manifest`), where it lies (`engine`).
 
@@ -237,7 +237,8 @@ impl Index {
                     return;
                 };
                 // Without the lock there is no seal, and the next open checks.
-                let _lock = self.seal.lock();
+                let lock = self.seal.lock();
+                let was_sealed = self.seal.fits();
                 let written = contain(|| {
                     let transaction = database.begin_write()?;
                     {
@@ -259,7 +260,8 @@ impl Index {
                     transaction.commit()?;
                     Ok(())
                 });
-                if written.is_ok() {
+                // Damage that came while the file was open must not be sealed.
+                if written.is_ok() && lock.is_ok() && was_sealed {
                     self.seal.set();
                 }
                 written

@@ -1,23 +1,24 @@
 //! Exec: run the command, stream what it writes, and keep a copy in the order in which it was read.
 
 use super::super::logs::replay;
-use larder::{LogPiece, TaskLogs};
+use larder::{Cancel, LogPiece, TaskLogs};
+use rustix::process::{Pid, Signal, kill_process};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
-use signal_hook::iterator::Signals;
+use signal_hook::iterator::{Handle, Signals};
 use std::ffi::OsString;
 use std::io::{self, Read, Write};
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 /// More than this of either stream is not kept, and then the result is not stored.
 const LOG_BYTES_MAX: usize = 64 << 20;
-/// How long a stream may stay open, silent, after the command itself has ended.
+/// How long the streams may stay open after the command itself has ended.
 const LINGER: Duration = Duration::from_millis(500);
 
 /// How a command ended.
@@ -30,43 +31,116 @@ pub(super) struct Finished {
     pub(super) objection: Option<&'static str>,
 }
 
-/// Runs the command with stdin from /dev/null, or our own; streams its output live.
+/// Watches for signals from the start of the command to the end of the run.
 ///
-/// SIGINT reaches the command from the terminal; SIGTERM and SIGHUP are passed on to it. We stay
-/// until it has ended.
-pub(super) fn run(command: &[OsString], directory: &Path, stdin: Stdio) -> io::Result<Finished> {
-    let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP])?;
+/// SIGINT reaches the command from the terminal; SIGTERM and SIGHUP are passed on to it, and we stay
+/// until it has ended. After that a signal cancels what we do. Signals that our caller wants ignored
+/// (`nohup`) stay ignored.
+#[derive(Debug)]
+pub(super) struct Watcher {
+    shared: Arc<Shared>,
+    handle: Handle,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    /// The last signal; 0 if there was none.
+    signal: AtomicI32,
+    /// The command while it runs; 0 else.
+    pid: AtomicI32,
+    cancel: Cancel,
+}
+
+impl Watcher {
+    pub(super) fn start() -> io::Result<Watcher> {
+        let ignored = ignored_signals();
+        let watched = [SIGINT, SIGTERM, SIGHUP].into_iter();
+        let mut signals =
+            Signals::new(watched.filter(|signal| ignored & (1 << (signal - 1)) == 0))?;
+        let (shared, handle) = (Arc::new(Shared::default()), signals.handle());
+        let seen = Arc::clone(&shared);
+        thread::spawn(move || {
+            for signal in signals.forever() {
+                seen.signal.store(signal, Ordering::Relaxed);
+                match (Pid::from_raw(seen.pid.load(Ordering::Relaxed)), signal) {
+                    (None, _) => seen.cancel.cancel(),
+                    (Some(_), SIGINT) => {}
+                    // It may just have ended.
+                    (Some(pid), SIGHUP) => drop(kill_process(pid, Signal::HUP)),
+                    (Some(pid), _) => drop(kill_process(pid, Signal::TERM)),
+                }
+            }
+        });
+        Ok(Watcher { shared, handle })
+    }
+
+    /// Set when a signal comes that no command is there to get.
+    pub(super) fn cancel(&self) -> &Cancel {
+        &self.shared.cancel
+    }
+
+    /// Ends this process as the command ended: with its exit code, or by the same signal. A signal
+    /// that came after the command ends it likewise.
+    pub(super) fn exit_like(&self, status: ExitStatus) -> u8 {
+        let late = self.shared.signal.load(Ordering::Relaxed);
+        let late = Some(late).filter(|_| self.shared.cancel.is_cancelled());
+        if let Some(signal) = status.signal().or(late) {
+            // Returns only for signals whose default is to be ignored.
+            let _ = signal_hook::low_level::emulate_default_handler(signal);
+            return 128_u8.saturating_add(u8::try_from(signal).unwrap_or(127));
+        }
+        // Linux keeps the low byte of an exit code.
+        status.code().map_or(1, |code| (code & 0xff) as u8)
+    }
+
+    fn attach(&self, child: &Child) {
+        self.shared.pid.store(i32::try_from(child.id()).unwrap_or(0), Ordering::Relaxed);
+    }
+
+    fn detach(&self) {
+        self.shared.pid.store(0, Ordering::Relaxed);
+    }
+
+    fn was_signalled(&self) -> bool {
+        self.shared.signal.load(Ordering::Relaxed) != 0
+    }
+}
+
+impl Drop for Watcher {
+    fn drop(&mut self) {
+        self.handle.close();
+    }
+}
+
+/// The mask of signals that this process was started to ignore (proc(5), `SigIgn`); none where that
+/// is not to be known.
+fn ignored_signals() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0)
+}
+
+/// Runs the command with stdin from /dev/null; streams its output live and keeps a copy.
+pub(super) fn run(
+    command: &[OsString],
+    directory: &Path,
+    watcher: &Watcher,
+) -> io::Result<Finished> {
     let started = Instant::now();
     let mut child = Command::new(&command[0])
         .args(&command[1..])
         .current_dir(directory)
-        .stdin(stdin)
+        .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()?;
-    let was_signalled = Arc::new(AtomicBool::new(false));
-    let handle = signals.handle();
-    let watcher = {
-        let (was_signalled, pid) = (Arc::clone(&was_signalled), child.id());
-        thread::spawn(move || {
-            for signal in signals.forever() {
-                was_signalled.store(true, Ordering::Relaxed);
-                if signal != SIGINT {
-                    pass_on(signal, pid);
-                }
-            }
-        })
-    };
+    watcher.attach(&child);
     let mut tee = Tee::default();
     let status = tee.run(&mut child);
-    handle.close();
-    // Ends as soon as it sees that its signals are closed.
-    let _ = watcher.join();
+    watcher.detach();
     let status = status?;
     let objection = match () {
-        () if was_signalled.load(Ordering::Relaxed) || status.signal().is_some() => {
-            Some("it was interrupted")
-        }
+        () if watcher.was_signalled() || status.signal().is_some() => Some("it was interrupted"),
         () if tee.is_reader_gone => Some("nobody read its output to the end"),
         () if tee.is_too_long => Some("it wrote more than 64 MiB"),
         () if tee.has_lingerer => Some("a process that it left behind still holds its output"),
@@ -76,51 +150,19 @@ pub(super) fn run(command: &[OsString], directory: &Path, stdin: Stdio) -> io::R
     Ok(Finished { status, logs, took: started.elapsed(), objection })
 }
 
-/// Runs the command on our own streams; signals as in [`run`].
+/// Runs the command on our own streams.
 pub(super) fn run_plainly(
     command: &[OsString],
     directory: &Path,
     stdin: Stdio,
+    watcher: &Watcher,
 ) -> io::Result<ExitStatus> {
-    let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP])?;
-    let mut child = Command::new(&command[0])
-        .args(&command[1..])
-        .current_dir(directory)
-        .stdin(stdin)
-        .spawn()?;
-    let (handle, pid) = (signals.handle(), child.id());
-    let watcher = thread::spawn(move || {
-        signals
-            .forever()
-            .filter(|signal| *signal != SIGINT)
-            .for_each(|signal| pass_on(signal, pid));
-    });
+    let mut line = Command::new(&command[0]);
+    let mut child = line.args(&command[1..]).current_dir(directory).stdin(stdin).spawn()?;
+    watcher.attach(&child);
     let status = child.wait();
-    handle.close();
-    // Ends as soon as it sees that its signals are closed.
-    let _ = watcher.join();
+    watcher.detach();
     status
-}
-
-/// Ends this process as the command ended: with its exit code, or by the same signal.
-pub(super) fn exit_like(status: ExitStatus) -> u8 {
-    if let Some(signal) = status.signal() {
-        // Returns only for signals whose default is to be ignored.
-        let _ = signal_hook::low_level::emulate_default_handler(signal);
-        return 128_u8.saturating_add(u8::try_from(signal).unwrap_or(127));
-    }
-    // Linux keeps the low byte of an exit code.
-    status.code().map_or(1, |code| (code & 0xff) as u8)
-}
-
-fn pass_on(signal: i32, pid: u32) {
-    let pid = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw);
-    let signal =
-        if signal == SIGHUP { rustix::process::Signal::HUP } else { rustix::process::Signal::TERM };
-    if let Some(pid) = pid {
-        // It may just have ended.
-        let _ = rustix::process::kill_process(pid, signal);
-    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -148,12 +190,11 @@ impl Tee {
         let other = sender.clone();
         thread::spawn(move || pump(stdout, Stream::Stdout, &sender));
         thread::spawn(move || pump(stderr, Stream::Stderr, &other));
-        let mut status = None;
-        let mut silent_since = Instant::now();
+        // The command's status, and since when it is known.
+        let mut ended: Option<(ExitStatus, Instant)> = None;
         loop {
             match pieces.recv_timeout(Duration::from_millis(20)) {
                 Ok((stream, bytes)) => {
-                    silent_since = Instant::now();
                     self.keep(stream, &bytes);
                     if !forward(stream, &bytes) {
                         self.is_reader_gone = true;
@@ -165,18 +206,17 @@ impl Tee {
                 }
                 // Both streams are at their end.
                 Err(RecvTimeoutError::Disconnected) => break,
-                Err(RecvTimeoutError::Timeout) => {
-                    if status.is_none() {
-                        status = child.try_wait()?;
-                        silent_since = Instant::now();
-                    } else if silent_since.elapsed() > LINGER {
+                Err(RecvTimeoutError::Timeout) => match ended {
+                    None => ended = child.try_wait()?.map(|status| (status, Instant::now())),
+                    Some((_, since)) if since.elapsed() > LINGER => {
                         self.has_lingerer = true;
                         break;
                     }
-                }
+                    Some(_) => {}
+                },
             }
         }
-        status.map_or_else(|| child.wait(), Ok)
+        ended.map_or_else(|| child.wait(), |(status, _)| Ok(status))
     }
 
     fn keep(&mut self, stream: Stream, bytes: &[u8]) {

@@ -365,7 +365,7 @@ fn add_tracked(
         return Ok(());
     }
     let unreadable =
-        |text: String| Failure::Usage(format!("cannot read {}: {text}", index.display()));
+        |text: String| Unread::Unreadable(format!("cannot read {}: {text}", index.display()));
     let options = gix_index::decode::Options::default();
     let file = gix_index::File::at(&index, object_hash(&git), true, options);
     let file = file.map_err(|error| unreadable(error.to_string()))?;
@@ -428,7 +428,7 @@ pub(super) fn is_pattern(text: &str) -> bool {
     text.contains(['*', '?', '[', '{'])
 }
 
-fn compile(pattern: &str) -> Result<GlobMatcher, Failure> {
+pub(super) fn compile(pattern: &str) -> Result<GlobMatcher, Failure> {
     let glob = GlobBuilder::new(pattern).literal_separator(true).build();
     Ok(glob.map_err(|error| Failure::Usage(format!("{pattern}: {error}")))?.compile_matcher())
 }

@@ -12,7 +12,7 @@ use super::print::{Printer, bytes, chain, counted, duration};
 use super::restore::{explain, object, words};
 use super::settings::Settings;
 use super::{Failure, Status, progress};
-use exec::Finished;
+use exec::{Finished, Watcher};
 use inputs::{Declared, Inputs, Unread, hash_file, is_pattern};
 use larder::{
     Cache, CacheEntry, Cancel, Error, Hit, OutputDeclaration, OutputPath, TaskDigest, TaskLogs,
@@ -94,15 +94,23 @@ impl Plan {
                 if output.trim_start_matches(['*', '/']).is_empty() {
                     return refuse("is the whole workspace");
                 }
-                if self.inputs.contains(output) {
+                if output.split('/').any(|name| name == ".git") {
+                    return refuse("lies in .git");
+                }
+                let glob = inputs::compile(output)?;
+                let literal = |input: &&String| !is_pattern(input);
+                let is_input =
+                    |input: &String| Path::new(input).ancestors().any(|path| glob.is_match(path));
+                if self.inputs.contains(output) || self.inputs.iter().filter(literal).any(is_input)
+                {
                     return refuse("is also an input");
                 }
                 continue;
             }
             let path = inputs::parse(output)?;
             let place = self.workspace.join(path.as_path());
-            if store.starts_with(&place) {
-                return refuse("is, or holds, the store");
+            if store.starts_with(&place) || place.starts_with(&store) {
+                return refuse("is, holds, or lies in the store");
             }
             if git.starts_with(&place) || place.starts_with(&git) {
                 return refuse("is, holds, or lies in .git");
@@ -145,7 +153,9 @@ impl Plan {
 
     /// Opens the store and computes the key.
     fn prepare(&self, args: &Run) -> Result<Keyed, Trouble> {
-        let cache = Cache::open(&self.settings.store, self.settings.cache_options())
+        let options =
+            self.settings.cache_options().map_err(|error| Trouble::Cache(chain(&error)))?;
+        let cache = Cache::open(&self.settings.store, options)
             .map_err(|error| Trouble::Cache(chain(&error)))?;
         let mut parts = Parts::default();
         for argument in &args.command {
@@ -237,12 +247,22 @@ impl Plan {
             printer.error(&failure);
             return Status::Usage.into();
         }
-        let finished = match exec::run(&args.command, &self.directory, Stdio::null()) {
-            Ok(finished) => finished,
+        let started = Watcher::start().and_then(|watcher| {
+            let finished = exec::run(&args.command, &self.directory, &watcher)?;
+            Ok((watcher, finished))
+        });
+        let (watcher, finished) = match started {
+            Ok(started) => started,
             Err(error) => return cannot_run(&args.command[0], &error, printer),
         };
-        if self.policy != Policy::Readonly {
-            match self.try_store(args, keyed, &finished) {
+        if self.policy == Policy::Readonly {
+            printer.report(
+                &finished.logs.stderr,
+                || format!("miss {}… · not stored: the policy is readonly", &keyed.key[..6]),
+                || json!({ "result": "not stored", "key": keyed.key, "reason": "the policy is readonly" }),
+            );
+        } else {
+            match self.try_store(args, keyed, &finished, watcher.cancel()) {
                 Ok(stored) => printer.report(
                     &finished.logs.stderr,
                     || {
@@ -269,8 +289,10 @@ impl Plan {
                 ),
             }
         }
-        super::maintain(&keyed.cache, printer);
-        ExitCode::from(exec::exit_like(finished.status))
+        if !watcher.cancel().is_cancelled() {
+            super::maintain(&keyed.cache, printer);
+        }
+        ExitCode::from(watcher.exit_like(finished.status))
     }
 
     /// Removes the declared outputs if asked. What the system refuses to remove is no reason not to
@@ -323,6 +345,7 @@ impl Plan {
         args: &Run,
         keyed: &Keyed,
         finished: &Finished,
+        cancel: &Cancel,
     ) -> Result<larder::Stored, String> {
         let code = finished.status.code();
         if let Some(objection) = finished.objection {
@@ -344,7 +367,7 @@ impl Plan {
             entry.with_stdout(stdout).with_stderr(stderr).with_result(code, millis(finished.took));
         entry.log_order.clone_from(order);
         entry.key_parts = Some(keyed.description.as_slice().into());
-        keyed.cache.store(&keyed.task, &entry, &Cancel::new()).map_err(|error| chain(&error))
+        keyed.cache.store(&keyed.task, &entry, cancel).map_err(|error| chain(&error))
     }
 
     /// Runs the command as if there were no larder.
@@ -353,8 +376,12 @@ impl Plan {
             printer.error(&failure);
             return Status::Usage.into();
         }
-        match exec::run_plainly(&args.command, &self.directory, stdin) {
-            Ok(status) => ExitCode::from(exec::exit_like(status)),
+        let ran = Watcher::start().and_then(|watcher| {
+            let status = exec::run_plainly(&args.command, &self.directory, stdin, &watcher)?;
+            Ok(watcher.exit_like(status))
+        });
+        match ran {
+            Ok(status) => ExitCode::from(status),
             Err(error) => cannot_run(&args.command[0], &error, printer),
         }
     }
@@ -424,7 +451,8 @@ fn find_program(name: &OsStr, directory: &Path) -> Result<PathBuf, Trouble> {
     let candidates: Vec<PathBuf> = if name.as_bytes().contains(&b'/') {
         vec![directory.join(name)]
     } else {
-        let path = std::env::var_os("PATH").unwrap_or_default();
+        // What execvp(3) searches where the variable is not set.
+        let path = std::env::var_os("PATH").unwrap_or_else(|| "/bin:/usr/bin".into());
         std::env::split_paths(&path).map(|folder| directory.join(folder).join(name)).collect()
     };
     let mode = |path: &PathBuf| {

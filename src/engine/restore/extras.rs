@@ -2,7 +2,7 @@
 
 use super::plan::{Workspace, is_store};
 use super::scratch::is_scratch;
-use crate::disk::{self, Dir, FileKind};
+use crate::disk::{self, Dir, FileKind, layout};
 use crate::error::{Context, Result};
 use crate::manifest::{Manifest, OutputPath, literal_prefix};
 use globset::GlobMatcher;
@@ -43,7 +43,10 @@ impl Search<'_> {
     ) -> Result<()> {
         let here = || at.map_or(Path::new("."), OutputPath::as_path);
         for (name, kind) in dir.entries().context("list", here)? {
-            if is_scratch(&name) || (kind == FileKind::Directory && is_store(dir, &name)) {
+            if name == layout::GIT_FOLDER
+                || is_scratch(&name)
+                || (kind == FileKind::Directory && is_store(dir, &name))
+            {
                 continue;
             }
             let path = match at {

@@ -15,7 +15,7 @@ use crate::disk::{self, Dir, FileStat, Placed, Timestamp};
 use crate::engine::Cache;
 use crate::error::{Context, Error, Result};
 use crate::manifest::{Node, NodeKind, blob_mode};
-use crate::options::{LINK_BYTES_MIN, LinkMode, MtimeMode, RestoreOptions};
+use crate::options::{LINK_BYTES_MIN, LinkMode, MtimeMode, PRIVATE_SUFFIXES, RestoreOptions};
 use std::ffi::OsStr;
 use std::io::{self, Write};
 use std::sync::{Mutex, PoisonError};
@@ -102,11 +102,16 @@ impl<'a> Materializer<'a> {
         match self.options.link_mode {
             _ if file.size_bytes == 0 => &[],
             LinkMode::Auto if file.size_bytes < LINK_BYTES_MIN => &[],
+            LinkMode::Auto if is_private(file) => &[Method::Reflinked],
             LinkMode::Auto => &[Method::Reflinked, Method::Hardlinked],
             LinkMode::Copy => &[],
             LinkMode::Hardlink => &[Method::Hardlinked, Method::Reflinked],
             LinkMode::Reflink => &[Method::Reflinked],
         }
+    }
+
+    fn wants_private(&self, file: &FileNode<'_>) -> bool {
+        self.options.link_mode == LinkMode::Auto && is_private(file)
     }
 
     /// Whether a hardlink to the blob would be an acceptable form of this file.
@@ -139,7 +144,8 @@ impl<'a> Materializer<'a> {
                 Some(_) => {}
             }
         }
-        if let Some(reason) = reason {
+        // Where a private file was wanted, that there are no reflinks is nothing to tell.
+        if let Some(reason) = reason.filter(|_| !self.wants_private(file)) {
             self.counters.explain(reason);
         }
         self.copy(file, dir, name, buffer)?;
@@ -326,6 +332,10 @@ impl<'a> Materializer<'a> {
     fn blob_path(&self, file: &FileNode<'_>) -> std::path::PathBuf {
         self.cache.inner.blobs.blob_path(&file.digest, blob_mode(file.mode))
     }
+}
+
+fn is_private(file: &FileNode<'_>) -> bool {
+    PRIVATE_SUFFIXES.iter().any(|suffix| file.node.path.as_bytes().ends_with(suffix.as_bytes()))
 }
 
 fn create(file: &FileNode<'_>, dir: &Dir, name: &OsStr) -> Result<std::fs::File> {

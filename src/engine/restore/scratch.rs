@@ -1,7 +1,7 @@
 //! Scratch: a private directory in the workspace, where a restore stages what it will rename into
 //! place, and where it puts what has to go.
 //!
-//! One for each mount, since a rename works within one. Made when first needed, so a restore that
+//! One for each existing root and one for each mount of the rest, since a rename works within one. Made when first needed, so a restore that
 //! finds everything in place writes nothing. What a killed restore left is removed by the next one
 //! that comes by.
 
