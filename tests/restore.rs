@@ -106,6 +106,30 @@ fn auto_copies_small_files_so_that_they_can_be_rewritten_in_place() {
     );
 }
 
+/// A plain `cargo build` after a hit and an edit failed with "output file ... is not writeable": for
+/// `.rmeta` files, which cargo does not remove before rustc writes them, and for object files.
+#[test]
+fn files_that_compilers_write_in_place_are_private_in_mode_auto() {
+    let lab = Lab::new();
+    for name in ["lib.rmeta", "unit.rcgu.o", "lib.rlib"] {
+        write_old(&lab.workspace().join("out").join(name), &noise(1, 100_000));
+    }
+    lab.store("k", &["out"]);
+    let again = lab.path("again");
+    let restored =
+        lab.restore("k", &again, RestoreOptions::default()).expect("restored").expect("a hit");
+    for name in ["lib.rmeta", "unit.rcgu.o"] {
+        let meta = fs::metadata(again.join("out").join(name)).expect("there");
+        assert_eq!((meta.nlink(), meta.permissions().mode() & 0o200), (1, 0o200), "{name}");
+    }
+    assert_eq!(
+        restored.hardlinked.files + restored.reflinked.files / 3,
+        1,
+        "the library may be shared"
+    );
+    assert!(restored.copy_reasons.is_empty(), "that is how it is meant");
+}
+
 #[test]
 fn a_file_is_linked_only_if_the_blob_has_its_time() {
     let lab = Lab::new();
