@@ -241,8 +241,8 @@ impl Dir {
         removed(rustix::fs::unlinkat(&self.fd, name, AtFlags::REMOVEDIR))
     }
 
-    /// Removes whatever is at `name`, with all that is below it. Never follows a symlink; gives
-    /// itself the permission to empty read-only directories.
+    /// Removes whatever is at `name`, with all that is below it. Never follows a symlink, never enters
+    /// another mount; gives itself the permission to empty read-only directories.
     pub(crate) fn remove_all(&self, name: &OsStr) -> io::Result<()> {
         let Some(stat) = self.stat(name)? else {
             return Ok(());
@@ -259,6 +259,10 @@ impl Dir {
             }
             opened => opened?,
         };
+        // What is mounted here belongs elsewhere.
+        if dir.mount()? != self.mount()? {
+            return Err(io::ErrorKind::CrossesDevices.into());
+        }
         if stat.mode & 0o700 != 0o700 {
             dir.set_mode_self(0o700)?;
         }

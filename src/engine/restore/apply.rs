@@ -41,7 +41,7 @@ struct Item<'m, 's> {
 
 enum Place<'s> {
     /// In a tree, at the file's own path below the tree's root.
-    Tree { index: usize, path: &'s Path },
+    Tree { scratch: &'s Scratch, root: &'s OsStr, path: &'s Path },
     /// Flat in a scratch directory.
     Flat { scratch: &'s Scratch, name: &'s OsStr },
 }
@@ -49,14 +49,12 @@ enum Place<'s> {
 impl<'m> Stage<'m> {
     pub(super) fn make(plan: Plan<'m>, materializer: &Materializer<'_>) -> Result<Stage<'m>> {
         let mut staged = Vec::new();
-        // The roots of all trees of all merges, in order.
-        let mut roots = Vec::new();
         for merge in &plan.merges {
             refuse_folded_names(merge)?;
             let mut names = Staged::default();
             for tree in &merge.trees {
                 let name = merge.scratch.new_name();
-                roots.push(make_directories(tree, merge.scratch.dir()?, &name)?);
+                make_directories(tree, merge.scratch.dir()?, &name)?;
                 names.trees.push(name);
             }
             names.files.extend(merge.files.iter().map(|_| merge.scratch.new_name()));
@@ -67,10 +65,11 @@ impl<'m> Stage<'m> {
             }
             staged.push(names);
         }
-        make_files(&plan, &staged, &roots, materializer)?;
-        let trees = plan.merges.iter().flat_map(|merge| &merge.trees);
-        for (tree, root) in trees.zip(&roots) {
-            finish_tree(tree, root)?;
+        make_files(&plan, &staged, materializer)?;
+        for (merge, names) in plan.merges.iter().zip(&staged) {
+            for (tree, name) in merge.trees.iter().zip(&names.trees) {
+                finish_tree(tree, merge.scratch.dir()?, name)?;
+            }
         }
         Ok(Stage { plan, staged })
     }
@@ -93,23 +92,16 @@ impl<'m> Stage<'m> {
     }
 }
 
-fn make_files(
-    plan: &Plan<'_>,
-    staged: &[Staged],
-    roots: &[Dir],
-    materializer: &Materializer<'_>,
-) -> Result<()> {
+fn make_files(plan: &Plan<'_>, staged: &[Staged], materializer: &Materializer<'_>) -> Result<()> {
     let mut items = Vec::new();
-    let mut index = 0;
     for (merge, names) in plan.merges.iter().zip(staged) {
-        for tree in &merge.trees {
+        for (tree, root) in merge.trees.iter().zip(&names.trees) {
             let base = tree.root().as_path();
             let files = tree.nodes.iter().filter_map(FileNode::of);
-            items.extend(files.map(|file| Item {
-                place: Place::Tree { index, path: relative(base, &file.node.path) },
-                file,
+            items.extend(files.map(|file| {
+                let path = relative(base, &file.node.path);
+                Item { place: Place::Tree { scratch: &merge.scratch, root, path }, file }
             }));
-            index += 1;
         }
         let files = merge.files.iter().zip(&names.files);
         items.extend(files.map(|(file, name)| Item {
@@ -120,20 +112,21 @@ fn make_files(
     parallel::for_each_with(
         &items,
         || (Vec::new(), None),
-        |(buffer, last): &mut (Vec<u8>, Option<(usize, &Path, Dir)>), item| match &item.place {
+        |(buffer, last): &mut (Vec<u8>, Option<(&OsStr, &Path, Dir)>), item| match &item.place {
             Place::Flat { scratch, name } => {
                 materializer.make(&item.file, scratch.dir()?, name, buffer)
             }
-            Place::Tree { index, path } => {
+            Place::Tree { scratch, root, path } => {
                 let parent = path.parent().unwrap_or(Path::new(""));
-                // Neighbours share a directory; it is opened once for a run of them.
-                if last.as_ref().is_none_or(|(tree, at, _)| (*tree, *at) != (*index, parent)) {
-                    let dir = roots[*index].open_beneath(parent);
-                    *last = Some((
-                        *index,
-                        parent,
-                        dir.context("open the folder of", || &item.file.node.path)?,
-                    ));
+                // Neighbours share a directory; it is opened once for a run of them. Roots are
+                // compared by address: those of different scratches may have equal names.
+                let is_same = |(at_root, at, _): &(&OsStr, &Path, Dir)| {
+                    std::ptr::eq(*at_root, *root) && *at == parent
+                };
+                if !last.as_ref().is_some_and(is_same) {
+                    let dir = scratch.dir()?.open_beneath(&Path::new(root).join(parent));
+                    let dir = dir.context("open the folder of", || &item.file.node.path)?;
+                    *last = Some((root, parent, dir));
                 }
                 let (_, _, dir) = last.as_ref().expect("set above");
                 let name = path.file_name().expect("a file lies below its root");
@@ -143,8 +136,8 @@ fn make_files(
     )
 }
 
-/// Makes the directories of a tree in scratch, with mode 0700 for the time being; returns its root.
-fn make_directories(tree: &Tree<'_>, scratch: &Dir, name: &OsStr) -> Result<Dir> {
+/// Makes the directories of a tree in scratch, with mode 0700 for the time being.
+fn make_directories(tree: &Tree<'_>, scratch: &Dir, name: &OsStr) -> Result<()> {
     let place = || tree.root().as_path();
     let _ = scratch.make_new(name, 0o700).context("make", place)?;
     let root = scratch.open_child(name).context("open", place)?;
@@ -166,7 +159,7 @@ fn make_directories(tree: &Tree<'_>, scratch: &Dir, name: &OsStr) -> Result<Dir>
             parent.open_child(node.path.name()).context("open", || &node.path)?,
         ));
     }
-    Ok(root)
+    Ok(())
 }
 
 fn make_symlink(node: &Node, dir: &Dir, name: &OsStr) -> Result<()> {
@@ -183,7 +176,8 @@ fn make_symlink(node: &Node, dir: &Dir, name: &OsStr) -> Result<()> {
 
 /// Symlinks, then the modes of directories from the bottom up; the root's own mode comes after the
 /// move, since a directory without write permission cannot be moved.
-fn finish_tree(tree: &Tree<'_>, root: &Dir) -> Result<()> {
+fn finish_tree(tree: &Tree<'_>, scratch: &Dir, name: &OsStr) -> Result<()> {
+    let root = scratch.open_child(name).context("open", || tree.root())?;
     let base = tree.root().as_path();
     for node in tree.nodes.iter().filter(|node| matches!(node.kind, NodeKind::Symlink { .. })) {
         let parent = relative(base, &node.path).parent().unwrap_or(Path::new(""));
