@@ -145,8 +145,9 @@ pub const LINK_BYTES_MIN: u64 = 32 * 1024;
 /// rustc refuses to write over a `.rmeta` or `.o` without write bits ("output file is not
 /// writeable", also as root), and cargo does not remove them first, as it does with libraries and
 /// programs; so with hardlinks there, a plain `cargo build` after an edit would fail. Other
-/// compilers write their `.o` in place as well.
-pub const PRIVATE_SUFFIXES: [&str; 2] = [".rmeta", ".o"];
+/// compilers write their `.o` in place as well. npm rewrites `node_modules/.package-lock.json` in
+/// place, and as root would write through the link into the store.
+pub const PRIVATE_SUFFIXES: [&str; 3] = [".rmeta", ".o", "/.package-lock.json"];
 
 /// Which modification times restored files get.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
