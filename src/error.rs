@@ -5,7 +5,6 @@
 //! a lookup that finds nothing returns `Ok(None)`.
 
 use crate::digest::Digest;
-use crate::manifest::TreeError;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -202,13 +201,6 @@ impl Error {
         } else {
             Error::Io { action, path, source }
         }
-    }
-}
-
-impl From<TreeError> for Error {
-    fn from(error: TreeError) -> Error {
-        let path = error.path.map_or_else(|| ".".into(), |path| path.as_path().to_path_buf());
-        Error::InvalidOutput { path, reason: error.reason }
     }
 }
 

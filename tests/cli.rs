@@ -17,7 +17,11 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
-const LARDER: &str = env!("CARGO_BIN_EXE_larder");
+/// The command, or the copy of it that an ordinary user can reach.
+fn larder() -> String {
+    let place = std::env::var("LARDER_TEST_COMMAND");
+    place.unwrap_or_else(|_| env!("CARGO_BIN_EXE_larder").to_owned())
+}
 
 /// What scripts begin with, so that a test can count how often they ran: outside the workspace.
 const COUNT: &str = "echo ran >> ../count";
@@ -130,8 +134,9 @@ fn json_reports_a_run_as_one_line_on_stderr() {
 #[test]
 fn a_run_within_a_run_works() {
     let lab = Lab::new();
+    let larder = larder();
     let inner = format!(
-        "'{LARDER}' run -i src/a.txt -o inner -- sh -c 'echo ran >> ../inner-count; cat src/a.txt > inner'"
+        "'{larder}' run -i src/a.txt -o inner -- sh -c 'echo ran >> ../inner-count; cat src/a.txt > inner'"
     );
     let script = format!("{COUNT}; {inner}; cat inner inner > outer");
     let options = ["-i", "src/a.txt", "-o", "outer"];
@@ -871,7 +876,7 @@ fn destroy_removes_a_store_and_nothing_else() {
     fs::remove_file(lab.store.join("thesis.txt")).expect("removed");
 
     // A store that somebody has open stays.
-    lab.run(&["-i", "src"], &format!("'{LARDER}' destroy")).exits(4);
+    lab.run(&["-i", "src"], &format!("'{}' destroy", larder())).exits(4);
     let destroyed = lab.call(&["destroy", "--json"]);
     assert_eq!(destroyed.exits(0).json(), json!({ "removed": lab.place("store") }));
     assert!(!lab.store.exists(), "it is gone");
@@ -953,7 +958,7 @@ impl Lab {
     }
 
     fn larder(&self, args: &[&str]) -> Command {
-        let mut command = self.command(LARDER);
+        let mut command = self.command(&larder());
         command.args(args);
         command
     }
@@ -1065,7 +1070,7 @@ impl Lab {
 #[test]
 fn a_reader_of_stderr_that_goes_away_is_no_panic() {
     let lab = Lab::new();
-    let command = format!("'{LARDER}' run -i src -- sh -c 'exit 7'");
+    let command = format!("'{}' run -i src -- sh -c 'exit 7'", larder());
     // The reader is gone before larder writes.
     let script = format!(
         "( sleep 0.2; {command}; echo $? > ../status ) 2>&1 | true; sleep 1; cat ../status"

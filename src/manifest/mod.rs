@@ -20,6 +20,7 @@ pub use path::{OutputPath, PathError};
 
 use crate::digest::Digest;
 use crate::disk::Timestamp;
+use crate::error::Error;
 use globset::{GlobBuilder, GlobMatcher};
 use std::path::Path;
 
@@ -203,6 +204,13 @@ impl Manifest {
 pub(crate) struct TreeError {
     pub(crate) path: Option<OutputPath>,
     pub(crate) reason: &'static str,
+}
+
+impl From<TreeError> for Error {
+    fn from(error: TreeError) -> Error {
+        let path = error.path.map_or_else(|| ".".into(), |path| path.as_path().to_path_buf());
+        Error::InvalidOutput { path, reason: error.reason }
+    }
 }
 
 impl Manifest {

@@ -253,7 +253,7 @@ impl Plan {
         });
         let (watcher, finished) = match started {
             Ok(started) => started,
-            Err(error) => return cannot_run(&args.command[0], &error, printer),
+            Err(error) => return self.cannot_run(&args.command[0], &error, printer),
         };
         if self.policy == Policy::Readonly {
             printer.report(
@@ -370,6 +370,17 @@ impl Plan {
         keyed.cache.store(&keyed.task, &entry, cancel).map_err(|error| chain(&error))
     }
 
+    /// Says why, with a shell's statuses. The system's own answer is not enough: it says "permission
+    /// denied" also where a folder of `PATH` cannot be searched.
+    fn cannot_run(&self, program: &OsStr, error: &io::Error, printer: &Printer) -> ExitCode {
+        if let Err(Trouble::Command(text, status)) = find_program(program, &self.directory) {
+            printer.warn(&text);
+            return ExitCode::from(status);
+        }
+        printer.warn(&format!("cannot run {}: {error}", program.display()));
+        ExitCode::from(NOT_EXECUTABLE)
+    }
+
     /// Runs the command as if there were no larder.
     fn run_uncached(&self, args: &Run, stdin: Stdio, printer: &Printer) -> ExitCode {
         if let Err(failure) = self.clean(args, printer) {
@@ -382,7 +393,7 @@ impl Plan {
         });
         match ran {
             Ok(status) => ExitCode::from(status),
-            Err(error) => cannot_run(&args.command[0], &error, printer),
+            Err(error) => self.cannot_run(&args.command[0], &error, printer),
         }
     }
 }
@@ -438,12 +449,6 @@ fn report_hit(
 
 fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
-}
-
-fn cannot_run(program: &OsStr, error: &io::Error, printer: &Printer) -> ExitCode {
-    printer.warn(&format!("cannot run {}: {error}", program.display()));
-    let is_missing = error.kind() == io::ErrorKind::NotFound;
-    ExitCode::from(if is_missing { NOT_FOUND } else { NOT_EXECUTABLE })
 }
 
 /// The file that the system would run: by `PATH`, unless the name has a slash.

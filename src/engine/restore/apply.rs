@@ -5,8 +5,9 @@
 //! thing by one rename, and nothing new is written.
 
 use super::materialize::{FileNode, Materializer};
-use super::plan::{Merge, Plan, Tree, refuse, relative};
+use super::plan::{Merge, Plan, Tree};
 use super::scratch::Scratch;
+use super::workspace::{refuse, relative};
 use crate::disk::{self, Dir, Placed};
 use crate::error::{Context, Result};
 use crate::manifest::{Node, NodeKind, OutputPath};

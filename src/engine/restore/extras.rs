@@ -1,7 +1,7 @@
 //! Extras: what a pattern matches in a workspace and its task had not left.
 
-use super::plan::{Workspace, is_store};
 use super::scratch::is_scratch;
+use super::workspace::{Workspace, is_store};
 use crate::disk::{self, Dir, FileKind, layout};
 use crate::error::{Context, Result};
 use crate::manifest::{Manifest, OutputPath, literal_prefix};

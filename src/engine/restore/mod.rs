@@ -23,6 +23,7 @@ mod materialize;
 mod plan;
 mod report;
 mod scratch;
+mod workspace;
 
 pub use report::{CopyReason, MethodCounts, Restored};
 
@@ -34,9 +35,10 @@ use crate::key::TaskDigest;
 use crate::options::RestoreOptions;
 use apply::Stage;
 use materialize::Materializer;
-use plan::{Plan, Workspace};
+use plan::Plan;
 use report::Counters;
 use std::path::Path;
+use workspace::Workspace;
 
 impl Cache {
     /// Brings the outputs of `task` back into `workspace`, which is made if it is absent. Afterwards

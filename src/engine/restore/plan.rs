@@ -7,6 +7,7 @@ use super::extras;
 use super::materialize::{FileNode, Materializer};
 use super::report::Method;
 use super::scratch::{Scratch, is_scratch};
+use super::workspace::{Workspace, is_store, refuse, relative};
 use crate::disk::{self, Dir, FileKind, FileStat};
 use crate::error::{Context, Error, Result};
 use crate::identity;
@@ -15,30 +16,11 @@ use crate::options::MtimeMode;
 use crate::parallel;
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
-
-/// Where a restore goes.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Workspace<'a> {
-    pub(super) dir: &'a Dir,
-    /// Where the store lies, relative to the workspace, if it lies within: never an output.
-    pub(super) store: Option<&'a Path>,
-}
-
-impl Workspace<'_> {
-    /// Whether removing `path` would remove the store.
-    pub(super) fn holds_store(&self, path: &OutputPath) -> bool {
-        self.store.is_some_and(|store| store.starts_with(path.as_path()))
-    }
-
-    fn is_in_store(&self, path: &OutputPath) -> bool {
-        self.store.is_some_and(|store| path.as_path().starts_with(store))
-    }
-}
 
 /// All the work, in parts of which each is done within one mount.
 #[derive(Debug)]
@@ -530,17 +512,4 @@ fn scratch_near(workspace: &Dir, near: Dir, near_path: PathBuf) -> Result<Scratc
     }
     anchors.push((near, near_path));
     Ok(Scratch::new(anchors))
-}
-
-/// A store within an output belongs to nobody's task.
-pub(super) fn is_store(dir: &Dir, name: &OsStr) -> bool {
-    dir.open_child(name).is_ok_and(|child| identity::is_store(&child))
-}
-
-pub(super) fn relative<'p>(base: &Path, path: &'p OutputPath) -> &'p Path {
-    path.as_path().strip_prefix(base).unwrap_or(path.as_path())
-}
-
-pub(super) fn refuse(path: &OutputPath, reason: &'static str) -> Error {
-    Error::WorkspaceRefused { path: path.as_path().to_path_buf(), reason }
 }
