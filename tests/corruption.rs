@@ -261,6 +261,19 @@ fn verify_finds_damage_and_repair_leaves_the_rest() {
     }
 }
 
+/// Found by fuzzing: the process that repaired a damaged index went on calling it damaged.
+#[test]
+fn a_repair_settles_a_damaged_index() {
+    let (lab, _) = closed_lab();
+    fs::write(lab.store_path().join("index.redb"), vec![b'x'; 100_000]).expect("written");
+    let cache = lab.reopen();
+    let report = scrub(&cache, Repair::No);
+    assert!(report.is_index_damaged && !report.is_clean(), "{report:?}");
+    scrub(&cache, Repair::Yes);
+    assert!(scrub(&cache, Repair::No).is_clean());
+    expect_right_answers(&lab, &cache, "repaired");
+}
+
 #[test]
 fn a_repair_leaves_blobs_alone_while_somebody_holds_them() {
     let lab = Lab::new();

@@ -111,8 +111,9 @@ fn auto_copies_small_files_so_that_they_can_be_rewritten_in_place() {
 #[test]
 fn files_that_compilers_write_in_place_are_private_in_mode_auto() {
     let lab = Lab::new();
-    for name in ["lib.rmeta", "unit.rcgu.o", ".package-lock.json", "lib.rlib"] {
-        write_old(&lab.workspace().join("out").join(name), &noise(1, 100_000));
+    let names = ["lib.rmeta", "unit.rcgu.o", ".package-lock.json", "lib.rlib"];
+    for (seed, name) in (1..).zip(names) {
+        write_old(&lab.workspace().join("out").join(name), &noise(seed, 100_000));
     }
     lab.store("k", &["out"]);
     let again = lab.path("again");

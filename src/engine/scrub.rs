@@ -220,6 +220,9 @@ impl Cache {
                 whole.map(|(task, entry)| Change::Put(*task, entry.row)).collect();
             self.inner.index.write_all(&changes);
         }
+        if repair == Repair::Yes {
+            self.inner.index.settle();
+        }
     }
 
     /// Removes what processes that died left beside the blobs: files that were to replace others, and

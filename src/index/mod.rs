@@ -202,7 +202,12 @@ impl Index {
         read.map_err(|failure| self.give_up(&failure)).ok()
     }
 
-    /// Whether a damaged index was met since this one was made.
+    /// Forgets that a damaged index was met: a repair has told of it.
+    pub(crate) fn settle(&self) {
+        self.was_set_aside.store(false, Ordering::Relaxed);
+    }
+
+    /// Whether a damaged index was met since this one was opened, or settled.
     pub(crate) fn was_set_aside(&self) -> bool {
         self.was_set_aside.load(Ordering::Relaxed)
     }
