@@ -1,11 +1,11 @@
 //! A bar on a terminal, for work that takes longer than a blink.
 
 use super::print::Printer;
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use larder::Cancel;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Work that ends sooner shows nothing.
 const BLINK: Duration = Duration::from_millis(400);
@@ -41,14 +41,33 @@ pub(super) fn counting<T>(
     })
 }
 
-/// A bar over a known number of bytes; hidden where nobody would see it.
-pub(super) fn bytes(printer: &Printer, verb: &'static str, total: u64) -> ProgressBar {
-    if !printer.wants_progress() {
-        return ProgressBar::hidden();
+/// A bar over a known number of bytes, which appears once the work has taken longer than a blink.
+#[derive(Debug)]
+pub(super) struct ByteBar {
+    bar: ProgressBar,
+    /// When it appears; `None` if it has, or never will.
+    due: Option<Instant>,
+}
+
+impl ByteBar {
+    pub(super) fn new(printer: &Printer, verb: &'static str, total: u64) -> ByteBar {
+        let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::hidden());
+        bar.set_style(style("{msg} {wide_bar} {bytes}/{total_bytes} · {eta}"));
+        bar.set_message(verb);
+        ByteBar { bar, due: printer.wants_progress().then(|| Instant::now() + BLINK) }
     }
-    let bar = ProgressBar::new(total).with_message(verb);
-    bar.set_style(style("{msg} {wide_bar} {bytes}/{total_bytes} · {eta}"));
-    bar
+
+    pub(super) fn advance(&mut self, bytes: u64) {
+        self.bar.inc(bytes);
+        if self.due.is_some_and(|due| Instant::now() >= due) {
+            self.due = None;
+            self.bar.set_draw_target(ProgressDrawTarget::stderr());
+        }
+    }
+
+    pub(super) fn finish(self) {
+        self.bar.finish_and_clear();
+    }
 }
 
 fn style(template: &str) -> ProgressStyle {

@@ -2,7 +2,8 @@
 
 use super::args::{Global, Verify};
 use super::print::{Printer, bytes, count};
-use super::{Failure, Status, open_cache, progress};
+use super::progress::ByteBar;
+use super::{Failure, Status, open_cache};
 use larder::{Cancel, Repair, ScrubReport};
 use serde_json::{Value, json};
 use std::path::Path;
@@ -11,9 +12,9 @@ pub(super) fn main(global: &Global, args: &Verify, printer: &Printer) -> Result<
     let (cache, _) = open_cache(global, Path::new("."))?;
     let repair = if args.repair { Repair::Yes } else { Repair::No };
     let total = if printer.wants_progress() { cache.blob_bytes()? } else { 0 };
-    let bar = progress::bytes(printer, "verifying", total);
-    let report = cache.scrub(repair, &Cancel::new(), &mut |bytes| bar.inc(bytes));
-    bar.finish_and_clear();
+    let mut bar = ByteBar::new(printer, "verifying", total);
+    let report = cache.scrub(repair, &Cancel::new(), &mut |bytes| bar.advance(bytes));
+    bar.finish();
     let report = report?;
     printer.result(|| text(&report, args.repair), || object(&report, args.repair));
     Ok(if report.is_clean() { Status::Done } else { Status::Damage })
