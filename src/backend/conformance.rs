@@ -31,6 +31,7 @@ pub async fn all(backend: &dyn CacheBackend, scratch: &Path) {
     captured_outputs_come_back_as_they_were(backend, scratch).await;
     a_restore_removes_what_the_task_did_not_leave(backend, scratch).await;
     a_restore_owns_only_its_roots(backend, scratch).await;
+    patterns_never_reach_into_a_repository(backend, scratch).await;
     storing_again_replaces(backend, scratch).await;
     logs_come_back(backend, scratch).await;
     bad_outputs_are_refused_and_store_nothing(backend, scratch).await;
@@ -294,6 +295,22 @@ pub async fn a_restore_owns_only_its_roots(backend: &dyn CacheBackend, scratch: 
     restore(backend, "owns", &place).await;
     assert_eq!(list(&place), ["shared/", "shared/mine", "shared/theirs"]);
     assert_eq!(fs::read(place.join("shared/mine")).expect("there"), b"mine");
+}
+
+/// A pattern that would match `.git` leaves it alone.
+pub async fn patterns_never_reach_into_a_repository(backend: &dyn CacheBackend, scratch: &Path) {
+    let place = workspace(scratch, "repository");
+    write(&place, ".git/HEAD", "mine");
+    write(&place, ".out", "1");
+    let declared = [".*", "**/HEAD"].map(OutputDeclaration::new);
+    let entry = CacheEntry::capture(&place, &declared).expect("captured");
+    put(backend, "repository", entry).await;
+    write(&place, ".git/config", "mine");
+    restore(backend, "repository", &place).await;
+    assert_eq!(list(&place), [".git/", ".git/HEAD", ".git/config", ".out"]);
+    let elsewhere = workspace(scratch, "no repository");
+    restore(backend, "repository", &elsewhere).await;
+    assert_eq!(list(&elsewhere), [".out"], "nor was it stored");
 }
 
 /// The last store of a digest is the one that counts, as a whole.

@@ -8,7 +8,7 @@ use super::{
     BackendResult, CacheBackend, CacheLookupResult, CachePolicy, ExactLogs, IRTask, lossy,
 };
 use crate::digest::Digest;
-use crate::disk::{self, Capabilities, Dir, FileKind, Placed};
+use crate::disk::{self, Capabilities, Dir, FileKind, Placed, layout};
 use crate::engine::{CacheEntry, CacheOutput, OutputContent, TaskLogs};
 use crate::error::{Context, Error, Result};
 use crate::key::TaskDigest;
@@ -106,7 +106,7 @@ impl CacheBackend for MemoryBackend {
         let key = TaskDigest::derive("", digest)?;
         let entry = self.get(&key).ok_or(Error::Miss)?;
         let _restoring = self.restoring.lock().unwrap_or_else(PoisonError::into_inner);
-        std::fs::create_dir_all(workspace).context("make the workspace", || workspace)?;
+        disk::make_all(workspace).context("make the workspace", || workspace)?;
         let dir = Dir::open(workspace, Capabilities::all())
             .context("open the workspace", || workspace)?;
         entry.restore(&dir)?;
@@ -289,6 +289,9 @@ fn remove_matches(
             None => OutputPath::from_bytes(name.as_bytes()),
         };
         let Ok(path) = path else { continue };
+        if name == layout::GIT_FOLDER {
+            continue;
+        }
         if is_owned(&path) {
             dir.remove_all(&name).context("remove", || &path)?;
         } else if kind == FileKind::Directory {

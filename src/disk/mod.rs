@@ -32,8 +32,8 @@ pub(crate) use map::hash_mapped;
 pub use stat::Timestamp;
 pub(crate) use stat::{FileKind, FileStat, Stamp};
 pub(crate) use system::{
-    boot_id, effective_user, filesystem_name, now, random_bytes, random_name, set_mode,
-    set_modified, stat_file, sync_filesystem,
+    boot_id, canonical, effective_user, filesystem_name, make_all, now, random_bytes, random_name,
+    set_mode, set_modified, stat_file, sync_filesystem,
 };
 
 use std::io;

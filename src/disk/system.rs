@@ -5,6 +5,7 @@ use rustix::fs::{Mode, Timespec, Timestamps};
 use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// What an open file is.
@@ -42,6 +43,16 @@ pub(crate) fn sync_filesystem(handle: impl AsFd) -> io::Result<()> {
 pub(crate) fn sync_filesystem(handle: impl AsFd) -> io::Result<()> {
     rustix::fs::sync();
     Ok(rustix::fs::fsync(handle)?)
+}
+
+/// The one absolute path of something that exists, without symlinks.
+pub(crate) fn canonical(path: &Path) -> io::Result<PathBuf> {
+    std::fs::canonicalize(path)
+}
+
+/// Makes a directory that the user named, with all that is missing above it.
+pub(crate) fn make_all(path: &Path) -> io::Result<()> {
+    std::fs::create_dir_all(path)
 }
 
 /// The time now; the epoch if the clock is set before it.

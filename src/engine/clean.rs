@@ -24,8 +24,8 @@ pub fn remove_outputs(
     declared: &[OutputDeclaration],
     store: &Path,
 ) -> Result<()> {
-    let canonical = std::fs::canonicalize(workspace).context("find the workspace", || workspace)?;
-    let store = std::fs::canonicalize(store).unwrap_or_else(|_| store.to_path_buf());
+    let canonical = disk::canonical(workspace).context("find the workspace", || workspace)?;
+    let store = disk::canonical(store).unwrap_or_else(|_| store.to_path_buf());
     let store = store.strip_prefix(&canonical).ok();
     let dir =
         Dir::open(workspace, Capabilities::all()).context("open the workspace", || workspace)?;

@@ -230,7 +230,7 @@ fn open_root(path: &Path, options: &CacheOptions) -> Result<Dir> {
     };
     let parent = match Dir::open(parent, options.capabilities) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            std::fs::create_dir_all(parent).context("make", || parent)?;
+            disk::make_all(parent).context("make", || parent)?;
             Dir::open(parent, options.capabilities)
         }
         opened => opened,

@@ -62,7 +62,7 @@ impl Cache {
         self.inner.blobs.refresh();
         let _lease = match &entry.workspace {
             Some(workspace) => {
-                let workspace = std::fs::canonicalize(workspace).context("find", || workspace)?;
+                let workspace = disk::canonical(workspace).context("find", || workspace)?;
                 Some(self.lease(&workspace, &entry.roots, LockMode::Shared, cancel)?)
             }
             None => None,

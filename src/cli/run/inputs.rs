@@ -289,6 +289,11 @@ impl Filter {
         })
     }
 
+    /// Adds a path below the workspace, unless it is an output (or the workspace itself).
+    fn add(&self, relative: &Path, found: &mut BTreeSet<OutputPath>) {
+        found.extend(OutputPath::parse(relative).ok().filter(|path| !self.excludes(path)));
+    }
+
     fn excludes(&self, path: &OutputPath) -> bool {
         self.outputs.iter().any(|output| output.contains(path))
             || self.patterns.iter().any(|pattern| pattern.is_match(path.as_path()))
@@ -331,12 +336,7 @@ fn walk(
         let Ok(relative) = entry.path().strip_prefix(workspace) else {
             continue;
         };
-        let Ok(path) = OutputPath::parse(relative) else {
-            continue;
-        };
-        if !filter.excludes(&path) {
-            found.insert(path);
-        }
+        filter.add(relative, found);
     }
     Ok(())
 }
@@ -379,12 +379,7 @@ fn add_tracked(
         if entry.mode == gix_index::entry::Mode::COMMIT {
             continue;
         }
-        let Ok(path) = OutputPath::parse(relative) else {
-            continue;
-        };
-        if !filter.excludes(&path) {
-            found.insert(path);
-        }
+        filter.add(relative, found);
     }
     Ok(())
 }

@@ -29,7 +29,7 @@ pub use report::{CopyReason, MethodCounts, Restored};
 
 use super::Cache;
 use crate::cancel::Cancel;
-use crate::disk::{Dir, LockMode};
+use crate::disk::{self, Dir, LockMode};
 use crate::error::{Context, Error, Result};
 use crate::key::TaskDigest;
 use crate::options::RestoreOptions;
@@ -63,9 +63,8 @@ impl Cache {
         let Some((mut manifest, mut stat)) = self.read_manifest(task)? else {
             return Ok(None);
         };
-        std::fs::create_dir_all(workspace).context("make the workspace", || workspace)?;
-        let canonical =
-            std::fs::canonicalize(workspace).context("find the workspace", || workspace)?;
+        disk::make_all(workspace).context("make the workspace", || workspace)?;
+        let canonical = disk::canonical(workspace).context("find the workspace", || workspace)?;
         // While we wait for the lease the entry may be replaced, by one with other roots.
         let _lease = loop {
             let lease = self.lease(&canonical, &manifest.roots, LockMode::Exclusive, cancel)?;
@@ -82,8 +81,7 @@ impl Cache {
         let dir = dir.context("open the workspace", || workspace)?;
         let counters = Counters::default();
         let materializer = Materializer::new(self, options, &counters, cancel);
-        let store =
-            std::fs::canonicalize(&self.inner.path).unwrap_or_else(|_| self.inner.path.clone());
+        let store = disk::canonical(&self.inner.path).unwrap_or_else(|_| self.inner.path.clone());
         let place = Workspace { dir: &dir, store: store.strip_prefix(&canonical).ok() };
         let restored = Plan::make(place, &manifest, &materializer)
             .and_then(|plan| Stage::make(plan, &materializer))
