@@ -196,7 +196,7 @@ impl Error {
 
     /// Wraps an I/O error, telling a full disk apart from the rest.
     pub(crate) fn io(action: &'static str, path: PathBuf, source: io::Error) -> Error {
-        if matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) {
+        if crate::disk::is_full(&source) {
             Error::Full { action, path, source }
         } else {
             Error::Io { action, path, source }

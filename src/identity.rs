@@ -30,6 +30,7 @@ const MAGIC: &[u8; 8] = b"larder-i";
 const CHECKSUM_CONTEXT: &str = "larder 2026-11-23 identity file v1";
 const STAMP_KEY_CONTEXT: &str = "larder 2026-11-23 stamp slots v1";
 const ROW_KEY_CONTEXT: &str = "larder 2026-11-23 index rows v1";
+const BOOT_KEY_CONTEXT: &str = "larder 2026-11-23 ledgers v1";
 const SECRET_KEY_CONTEXT: &str = "larder 2026-11-23 variable values v1";
 
 /// The identity of one open store.
@@ -131,6 +132,12 @@ impl Identity {
         blake3::derive_key(ROW_KEY_CONTEXT, &self.id())
     }
 
+    /// The key of what is only true within this boot, and this life of the store.
+    pub(crate) fn boot_key(&self) -> [u8; 32] {
+        let state = self.lock_state();
+        blake3::derive_key(BOOT_KEY_CONTEXT, &[state.incarnation, state.boot].concat())
+    }
+
     /// The key under which values of environment variables are hashed.
     pub(crate) fn secret_key(&self) -> [u8; 32] {
         blake3::derive_key(SECRET_KEY_CONTEXT, &self.id())
@@ -178,20 +185,49 @@ impl Identity {
     }
 
     /// Raises a barrier: everything stored so far is durable when this returns true; false if another
-    /// process is raising one. One syncfs, which
+    /// process is at it, and will cover at least what was stored before it began. One syncfs, which
     /// also writes what others have not written yet: tens of milliseconds to seconds. Blocking.
     ///
     /// # Errors
     /// If the sync fails. Then what was unsynced is doubtful for ever: a second sync would succeed
     /// without having written anything.
     pub(crate) fn raise_barrier(&self) -> Result<bool> {
-        let file = || self.path.join(layout::IDENTITY);
-        let (lock, _) =
-            self.root.open_or_create(layout::BARRIER_LOCK.as_ref(), 0o600).context("lock", file)?;
-        let Some(_lock) = Lock::try_acquire(lock, LockMode::Exclusive).context("lock", file)?
-        else {
-            return Ok(false); // Another process is at it.
+        let lock = Lock::try_acquire(self.barrier_lock()?, LockMode::Exclusive);
+        let Some(_lock) = lock.context("lock", || self.path.join(layout::BARRIER_LOCK))? else {
+            return Ok(false);
         };
+        self.sync().map(|()| true)
+    }
+
+    /// Returns when everything of this epoch is known to be on disk: by another process's barrier, or
+    /// by one of ours. Blocking.
+    ///
+    /// # Errors
+    /// If the sync fails, now or earlier.
+    pub(crate) fn sync_until(&self, epoch: u32) -> Result<()> {
+        let lock = Lock::acquire(self.barrier_lock()?, LockMode::Exclusive, &|| false);
+        let _lock = lock.context("lock", || self.path.join(layout::BARRIER_LOCK))?;
+        self.refresh(&mut self.lock_state());
+        if self.is_synced(epoch) {
+            return Ok(());
+        }
+        self.sync()?;
+        if self.is_synced(epoch) {
+            return Ok(());
+        }
+        let lost = io::Error::other("an earlier sync of the same bytes failed");
+        Err(lost).context("sync the filesystem of", || &self.path)
+    }
+
+    fn barrier_lock(&self) -> Result<File> {
+        let opened = self.root.open_or_create(layout::BARRIER_LOCK.as_ref(), 0o600);
+        let (file, _) = opened.context("lock", || self.path.join(layout::BARRIER_LOCK))?;
+        Ok(file)
+    }
+
+    /// The barrier itself, under its lock.
+    fn sync(&self) -> Result<()> {
+        let file = || self.path.join(layout::IDENTITY);
         let raised = self.update(|state| {
             if state.pending > 0 {
                 // Whoever raised that one died before it could say how it ended.
@@ -214,7 +250,7 @@ impl Identity {
         });
         synced.context("sync the filesystem of", || &self.path)?;
         noted.context("write", file)?;
-        Ok(true)
+        Ok(())
     }
 
     /// Whether the store at this path is still the one that was opened: neither removed nor

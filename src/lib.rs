@@ -56,6 +56,7 @@ pub mod fuzzing;
 mod identity;
 mod index;
 mod key;
+mod ledger;
 mod manifest;
 mod options;
 mod parallel;

@@ -222,6 +222,8 @@ fn a_full_disk_is_a_clear_error_and_the_workspace_stays_as_it_was() {
         assert!(cache.lookup(&task("large")).expect("a lookup").is_none());
         let restored = cache.restore(&task("small"), &lab.path("small"), options, &Cancel::new());
         assert!(restored.expect("reads go on").is_some());
+        let blobs = common::files_below(&small.0.path().join("store/blobs"));
+        assert_eq!(blobs.len(), 1, "what the failed store published is gone: {blobs:?}");
         let staged = common::files_below(&small.0.path().join("store/staging"));
         assert!(staged.is_empty(), "nothing is left staged: {staged:?}");
         drop(cache);

@@ -1,22 +1,22 @@
-//! Ingest: stage sources, hash what was staged, publish it.
+//! Ingest: stage a source, hash what was staged, publish it.
 //!
 //! The steps of a [`Batch`], and what a crash after each leaves:
-//! 1. stage: bytes in our staging directory; swept by the next open.
-//! 2. sync (durable only): the same.
-//! 3. publish (rename, never over anything): blobs that nothing refers to; harmless.
-//! 4. sync the touched folders (durable only): the same, durably.
+//! 1. stage one source: a file without a name, or one in our staging directory; swept by the next
+//!    open;
+//! 2. publish it, never over anything: a blob that nothing refers to; harmless. 1 and 2 are
+//!    repeated for each source, on several threads;
+//! 3. note the slots of all: the same, not to be rehashed;
+//! 4. sync (durable only): the same, durably.
 //!
 //! The manifest comes after all of that and is the engine's.
 
-use super::stamps::{Entry, Slot};
+use super::stamps::{Entry, StampView};
 use super::{BlobStore, Proof};
 use crate::digest::Digest;
 use crate::disk::{self, FileStat, Placed, Stamp, Timestamp, layout::Shard};
 use crate::error::{Context, Error, Result};
 use crate::options::{Durability, VerifyLevel};
-use crate::parallel;
 use std::collections::{BTreeSet, HashSet};
-use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Write};
 use std::path::Path;
@@ -39,24 +39,28 @@ pub(crate) enum Source<'a> {
         file: &'a File,
         stat: &'a FileStat,
         path: &'a Path,
+        /// Whether the store may well have the bytes: then a large file is read and hashed before
+        /// anything is staged.
+        is_likely_known: bool,
     },
 }
 
-/// The blobs of one store operation. Dropping it without publishing removes what was staged.
+/// The blobs of one store operation.
 #[derive(Debug)]
-#[must_use = "nothing is stored before `publish`"]
+#[must_use = "blobs are not known before `finish`"]
 pub(crate) struct Batch<'a> {
     blobs: &'a BlobStore,
     durability: Durability,
+    view: StampView,
     seen: Mutex<HashSet<(Digest, u32)>>,
-    staged: Mutex<Vec<StagedBlob>>,
+    published: Mutex<Vec<Published>>,
     /// Blobs that were there already, but not known to be on disk.
     unsynced: Mutex<Vec<(Digest, u32)>>,
 }
 
 /// What one source became.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Staged {
+pub(crate) struct Ingested {
     pub(crate) digest: Digest,
     pub(crate) size_bytes: u64,
     /// False if the store (or this batch) had the bytes already.
@@ -64,27 +68,28 @@ pub(crate) struct Staged {
 }
 
 #[derive(Debug)]
-struct StagedBlob {
+struct Published {
     digest: Digest,
     mode: u32,
-    name: OsString,
     stamp: Stamp,
 }
 
 impl BlobStore {
-    pub(crate) fn batch(&self, durability: Durability) -> Batch<'_> {
+    /// A batch of about so many blobs.
+    pub(crate) fn batch(&self, durability: Durability, blobs: usize) -> Batch<'_> {
         Batch {
             blobs: self,
             durability,
+            view: self.stamps.view(blobs),
             seen: Mutex::default(),
-            staged: Mutex::default(),
+            published: Mutex::default(),
             unsynced: Mutex::default(),
         }
     }
 }
 
 impl Batch<'_> {
-    /// Stages one source as a blob with these permission bits, unless the store has it. `buffer` is
+    /// Makes one source a blob with these permission bits, unless the store has it. `buffer` is
     /// scratch space that a thread can use again.
     ///
     /// # Errors
@@ -97,10 +102,10 @@ impl Batch<'_> {
         modified: Option<Timestamp>,
         buffer: &mut Vec<u8>,
         keep_going: &dyn Fn() -> bool,
-    ) -> Result<Staged> {
+    ) -> Result<Ingested> {
         match source {
             Source::Bytes(bytes) => self.add_bytes(bytes, mode, modified, keep_going),
-            Source::File { file, stat, path } if stat.size_bytes <= MEMORY_BYTES_MAX => {
+            Source::File { file, stat, path, .. } if stat.size_bytes <= MEMORY_BYTES_MAX => {
                 disk::read_exactly(file, stat.size_bytes as usize, buffer)
                     .context("read", || path)?;
                 check_unchanged(file, stat, path)?;
@@ -109,10 +114,26 @@ impl Batch<'_> {
                 }
                 self.add_bytes(buffer, mode, modified, keep_going)
             }
-            Source::File { file, stat, path } => {
+            Source::File { file, stat, path, is_likely_known } => {
+                if *is_likely_known
+                    && let Some(found) = self.find_large(file, stat, path, mode, keep_going)?
+                {
+                    return Ok(found);
+                }
                 self.add_large(file, stat, path, mode, modified, keep_going)
             }
         }
+    }
+
+    /// Whether the store has these bytes in an intact blob; then it is part of this batch.
+    pub(crate) fn has(
+        &self,
+        digest: &Digest,
+        mode: u32,
+        keep_going: &dyn Fn() -> bool,
+    ) -> Result<bool> {
+        let slot = self.blobs.stamps.get(&self.view, digest, mode);
+        Ok(slot.is_some() && self.is_here(digest, mode, keep_going)?)
     }
 
     fn add_bytes(
@@ -121,15 +142,22 @@ impl Batch<'_> {
         mode: u32,
         modified: Option<Timestamp>,
         keep_going: &dyn Fn() -> bool,
-    ) -> Result<Staged> {
+    ) -> Result<Ingested> {
         let (digest, size_bytes) = (Digest::of(bytes), bytes.len() as u64);
-        if self.is_here(&digest, mode, keep_going)? {
-            return Ok(Staged { digest, size_bytes, is_new: false });
+        if !lock(&self.seen).insert((digest, mode)) {
+            return Ok(Ingested { digest, size_bytes, is_new: false });
         }
-        let (name, mut file) = self.blobs.staging().create(mode)?;
-        let written = file.write_all(bytes).and_then(|()| finish(&file, mode, modified));
-        self.keep(digest, mode, name, written)?;
-        Ok(Staged { digest, size_bytes, is_new: true })
+        // Without a slot it is most likely not here, and publishing tells.
+        let is_here = self.blobs.stamps.get(&self.view, &digest, mode).is_some()
+            && self.is_here(&digest, mode, keep_going)?;
+        let is_new = !is_here && {
+            let mut staged = self.blobs.staging().create(mode)?;
+            let stamp =
+                staged.file.write_all(bytes).and_then(|()| finish(&staged.file, mode, modified));
+            let stamp = stamp.context("stage a blob in", || self.blobs.staging().path())?;
+            self.publish(&mut staged, Published { digest, mode, stamp }, keep_going)?
+        };
+        Ok(Ingested { digest, size_bytes, is_new })
     }
 
     fn add_large(
@@ -140,54 +168,60 @@ impl Batch<'_> {
         mode: u32,
         modified: Option<Timestamp>,
         keep_going: &dyn Fn() -> bool,
-    ) -> Result<Staged> {
+    ) -> Result<Ingested> {
         let capabilities = self.blobs.capabilities();
-        let (name, file) = self.blobs.staging().create(0o600)?;
+        let mut staged = self.blobs.staging().create(0o600)?;
         let size_bytes = stat.size_bytes;
-        let staged = (|| {
-            match disk::clone_contents(source, &file, capabilities) {
-                Ok(()) => {}
+        let hashed = (|| {
+            let digest = match disk::clone_contents(source, &staged.file, capabilities) {
+                Ok(()) => disk::hash_staged(&staged.file, keep_going)?,
                 Err(error) if disk::is_unsupported(&error) => {
-                    disk::copy_contents(source, &file, stat, capabilities, keep_going)?;
+                    disk::copy_to_staged(source, &staged.file, stat, capabilities, keep_going)?
                 }
                 Err(error) => return Err(error),
-            }
-            // Looking at a hole through a map fills it, on tmpfs.
-            let is_sparse = disk::stat_file(&file)?.allocated_bytes < size_bytes;
-            let digest = if is_sparse {
-                disk::hash_contents(&file, keep_going)?.0
-            } else {
-                disk::hash_mapped(&file)?
             };
-            Ok((digest, finish(&file, mode, modified)?))
+            Ok((digest, finish(&staged.file, mode, modified)?))
         })();
-        let discard = || self.discard(&name);
-        let (digest, stamp) = staged.map_err(|error| {
-            discard();
+        let (digest, stamp) = hashed.map_err(|error| {
             if error.kind() == io::ErrorKind::Interrupted {
                 return Error::Cancelled;
             }
             Error::io("stage a copy of", path.to_path_buf(), error)
         })?;
-        let here = check_unchanged(source, stat, path)
-            .and_then(|()| self.is_here(&digest, mode, keep_going));
-        if here.inspect_err(|_| discard())? {
-            discard();
-            return Ok(Staged { digest, size_bytes, is_new: false });
-        }
-        self.keep(digest, mode, name, Ok(stamp))?;
-        Ok(Staged { digest, size_bytes, is_new: true })
+        check_unchanged(source, stat, path)?;
+        let is_new = lock(&self.seen).insert((digest, mode))
+            && !self.is_here(&digest, mode, keep_going)?
+            && self.publish(&mut staged, Published { digest, mode, stamp }, keep_going)?;
+        Ok(Ingested { digest, size_bytes, is_new })
     }
 
-    /// Whether the store, or this batch, has these bytes in an intact blob.
+    /// Hashes a large source where it lies. Its digest names nothing new, since the source can change
+    /// after it was read; but it tells whether a blob is there already.
+    fn find_large(
+        &self,
+        source: &File,
+        stat: &FileStat,
+        path: &Path,
+        mode: u32,
+        keep_going: &dyn Fn() -> bool,
+    ) -> Result<Option<Ingested>> {
+        let (digest, size_bytes) = match disk::hash_contents(source, keep_going) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {
+                return Err(Error::Cancelled);
+            }
+            hashed => hashed.context("read", || path)?,
+        };
+        check_unchanged(source, stat, path)?;
+        let is_here = size_bytes == stat.size_bytes && self.has(&digest, mode, keep_going)?;
+        Ok(is_here.then_some(Ingested { digest, size_bytes, is_new: false }))
+    }
+
+    /// Whether the store has these bytes in an intact blob.
     fn is_here(&self, digest: &Digest, mode: u32, keep_going: &dyn Fn() -> bool) -> Result<bool> {
-        if !lock(&self.seen).insert((*digest, mode)) {
-            return Ok(true);
-        }
-        let proof = self.blobs.prove(digest, mode, VerifyLevel::Stamp, keep_going);
-        let is_here = matches!(proof.inspect_err(|_| self.forget(digest, mode))?, Proof::Intact(_));
+        let proof = self.blobs.prove(&self.view, digest, mode, VerifyLevel::Stamp, keep_going)?;
+        let is_here = matches!(proof, Proof::Intact(_));
         if is_here && self.durability == Durability::Durable {
-            let slot = self.blobs.known(digest, mode);
+            let slot = self.blobs.stamps.get(&self.view, digest, mode);
             if !slot.is_some_and(|slot| self.blobs.identity.is_synced(slot.epoch)) {
                 lock(&self.unsynced).push((*digest, mode));
             }
@@ -195,160 +229,107 @@ impl Batch<'_> {
         Ok(is_here)
     }
 
-    fn keep(
+    /// Gives a staged blob its name. False if somebody else published the same bytes first.
+    fn publish(
         &self,
-        digest: Digest,
-        mode: u32,
-        name: OsString,
-        stamp: io::Result<Stamp>,
-    ) -> Result<()> {
-        match stamp {
-            Ok(stamp) => {
-                lock(&self.staged).push(StagedBlob { digest, mode, name, stamp });
-                Ok(())
-            }
-            Err(error) => {
-                self.forget(&digest, mode);
-                self.discard(&name);
-                Err(error).context("stage a blob in", || self.blobs.staging().path())
-            }
-        }
-    }
-
-    fn forget(&self, digest: &Digest, mode: u32) {
-        lock(&self.seen).remove(&(*digest, mode));
-    }
-
-    fn discard(&self, name: &OsStr) {
-        // Best effort; the whole directory goes when its owner ends.
-        let _ = self.blobs.staging().dir().map(|dir| dir.unlink(name));
-    }
-
-    /// Publishes everything that was staged. When this returns, each blob of the batch is in
-    /// place, and with [`Durability::Durable`] survives a power cut, also those that another
-    /// process published without syncing.
-    ///
-    /// # Errors
-    /// If a sync fails, nothing is published: a sync that failed is never tried again, because the
-    /// second one would succeed without having written anything.
-    pub(crate) fn publish(self, keep_going: &(dyn Fn() -> bool + Sync)) -> Result<()> {
-        let staged = std::mem::take(&mut *lock(&self.staged));
-        let unsynced = std::mem::take(&mut *lock(&self.unsynced));
-        let published = self.sync_contents(&staged, &unsynced).and_then(|()| {
-            parallel::for_each(&staged, |blob| self.publish_one(blob, keep_going))?;
-            // After the renames, so that a barrier which covers the epoch covers the names too.
-            let epoch = self.blobs.identity.epoch_after_writes();
-            let entry = |blob: &StagedBlob| Entry {
-                digest: blob.digest,
-                mode: blob.mode,
-                slot: Slot { stamp: blob.stamp, epoch },
-            };
-            self.blobs.stamps.put(&staged.iter().map(entry).collect::<Vec<_>>());
-            self.sync_folders(&staged, &unsynced)
-        });
-        if published.is_err() {
-            for blob in &staged {
-                self.discard(&blob.name);
-            }
-        }
-        published
-    }
-
-    fn publish_one(&self, blob: &StagedBlob, keep_going: &dyn Fn() -> bool) -> Result<()> {
+        staged: &mut super::staging::Staged<'_>,
+        blob: Published,
+        keep_going: &dyn Fn() -> bool,
+    ) -> Result<bool> {
         /// Each round needs another process to publish, and damage, the same blob.
         const ROUNDS_MAX: usize = 8;
-        let path = || self.blobs.blob_path(&blob.digest, blob.mode);
-        let shard = Shard::of_blob(blob.digest.as_bytes(), blob.mode);
-        let staging = self.blobs.staging().dir()?;
+        let Published { digest, mode, .. } = blob;
+        let path = || self.blobs.blob_path(&digest, mode);
+        let shard = Shard::of_blob(digest.as_bytes(), mode);
         for _ in 0..ROUNDS_MAX {
-            match staging.rename_new(&blob.name, &self.blobs.blobs, &shard.name) {
-                Ok(Placed::Here) => return Ok(()),
+            match staged.publish(&self.blobs.blobs, shard.name()) {
+                Ok(Placed::Here) => {
+                    lock(&self.published).push(blob);
+                    return Ok(true);
+                }
+                Ok(Placed::Occupied) if self.is_here(&digest, mode, keep_going)? => {
+                    return Ok(false);
+                }
+                // What lay there was damaged and is gone.
                 Ok(Placed::Occupied) => {}
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                    let made = self.blobs.blobs.make_new(&shard.folder, 0o700);
+                    let made = self.blobs.blobs.make_new(shard.folder(), 0o700);
                     let _ = made.context("make the folder of", path)?;
-                    continue;
                 }
                 Err(error) => return Err(error).context("publish", path),
-            }
-            // Somebody else published the same bytes since we looked.
-            let proof =
-                self.blobs.prove(&blob.digest, blob.mode, VerifyLevel::Stamp, keep_going)?;
-            if matches!(proof, Proof::Intact(_)) {
-                self.discard(&blob.name);
-                if self.durability == Durability::Durable {
-                    self.sync_blob(&blob.digest, blob.mode)?;
-                }
-                return Ok(());
             }
         }
         Err(Error::Internal { what: "publishing a blob that is damaged again and again" })
     }
 
-    fn sync_contents(&self, staged: &[StagedBlob], unsynced: &[(Digest, u32)]) -> Result<()> {
+    /// Notes the slots of what was published. When this returns, each blob of the batch is in place
+    /// and, with [`Durability::Durable`], survives a power cut, also those that another process
+    /// published without syncing.
+    ///
+    /// # Errors
+    /// If a sync fails. What it should have covered is doubtful from then on, and never believed
+    /// again without being written anew: a sync that failed is never tried again, because the second
+    /// one would succeed without having written anything.
+    pub(crate) fn finish(&self) -> Result<()> {
+        let published = std::mem::take(&mut *lock(&self.published));
+        let unsynced = std::mem::take(&mut *lock(&self.unsynced));
+        // After the links, so that a barrier which covers the epoch covers the names too.
+        let epoch = self.blobs.identity.epoch_after_writes();
+        let entry = |blob: &Published| {
+            let Published { digest, mode, stamp } = *blob;
+            Entry { digest, mode, stamp, epoch }
+        };
+        self.blobs.stamps.put(&published.iter().map(entry).collect::<Vec<_>>());
         if self.durability == Durability::Relaxed {
             return Ok(());
         }
-        if staged.len() + unsynced.len() > SYNC_EACH_MAX {
-            let dir = self.blobs.staging().dir()?;
-            let synced = disk::sync_filesystem(dir);
-            if synced.is_err() {
-                for (digest, mode) in unsynced {
-                    self.distrust(digest, *mode);
-                }
-            }
-            return synced.context("sync the filesystem of", || &self.blobs.path);
+        let names = published.iter().map(|blob| (blob.digest, blob.mode));
+        let names: Vec<(Digest, u32)> = names.chain(unsynced).collect();
+        if names.len() > SYNC_EACH_MAX {
+            return self.blobs.identity.sync_until(epoch);
         }
-        for blob in staged {
-            let dir = self.blobs.staging().dir()?;
-            let synced = dir.open_regular(&blob.name).and_then(|(file, _)| file.sync_all());
-            synced.context("sync a staged blob in", || self.blobs.staging().path())?;
-        }
-        unsynced.iter().try_for_each(|(digest, mode)| self.sync_blob(digest, *mode))
+        names.iter().try_for_each(|(digest, mode)| self.blobs.sync_blob(digest, *mode))?;
+        self.blobs.sync_folders(&names)
     }
+}
 
+impl Batch<'_> {
+    /// Removes what was published and not finished, so that a store that failed on a full disk leaves
+    /// it as full as it was. For a caller that holds the store's lock exclusively: whoever found one
+    /// of these blobs meanwhile, and may need it, has noted its slot. Best effort.
+    pub(crate) fn abandon(&self) {
+        let fresh = self.blobs.stamps.view(0);
+        for Published { digest, mode, .. } in std::mem::take(&mut *lock(&self.published)) {
+            if self.blobs.stamps.get(&fresh, &digest, mode).is_none() {
+                let _ = self.blobs.remove(&digest, mode);
+            }
+        }
+    }
+}
+
+impl BlobStore {
     fn sync_blob(&self, digest: &Digest, mode: u32) -> Result<()> {
-        let Some(blob) = self.blobs.open_blob(digest, mode)? else {
+        let Some(blob) = self.open_blob(digest, mode)? else {
             return Ok(()); // Evicted meanwhile; the restore that misses it says so.
         };
         let synced = blob.file.sync_all();
         if synced.is_err() {
-            self.distrust(digest, mode);
+            // It must not be found again: the next sync would succeed without having written
+            // anything. Best effort on a disk that fails already.
+            let _ = self.quarantine(digest, mode, None);
         }
-        synced.context("sync", || self.blobs.blob_path(digest, mode))
+        synced.context("sync", || self.blob_path(digest, mode))
     }
 
-    /// A blob that could not be synced must not be found again: the next sync would succeed without
-    /// having written anything.
-    fn distrust(&self, digest: &Digest, mode: u32) {
-        // Best effort on a disk that fails already; the store operation fails in any case.
-        let _ = self.blobs.quarantine(digest, mode, None);
-    }
-
-    fn sync_folders(&self, staged: &[StagedBlob], unsynced: &[(Digest, u32)]) -> Result<()> {
-        if self.durability == Durability::Relaxed {
-            return Ok(());
-        }
-        let blobs =
-            staged.iter().map(|blob| (blob.digest, blob.mode)).chain(unsynced.iter().copied());
-        let folders: BTreeSet<u8> = blobs.map(|(digest, _)| digest.as_bytes()[0]).collect();
+    fn sync_folders(&self, names: &[(Digest, u32)]) -> Result<()> {
+        let folders: BTreeSet<u8> = names.iter().map(|(digest, _)| digest.as_bytes()[0]).collect();
         for first in folders {
             let mut digest = [0; 32];
             digest[0] = first;
-            let folder = self.blobs.blobs.open_child(&Shard::of_manifest(&digest).folder);
-            folder
-                .and_then(|folder| folder.sync())
-                .context("sync a folder of", || &self.blobs.path)?;
+            let folder = self.blobs.open_child(Shard::of_manifest(&digest).folder());
+            folder.and_then(|folder| folder.sync()).context("sync a folder of", || &self.path)?;
         }
-        self.blobs.blobs.sync().context("sync a folder of", || &self.blobs.path)
-    }
-}
-
-impl Drop for Batch<'_> {
-    fn drop(&mut self) {
-        for blob in std::mem::take(&mut *lock(&self.staged)) {
-            self.discard(&blob.name);
-        }
+        self.blobs.sync().context("sync a folder of", || &self.path)
     }
 }
 

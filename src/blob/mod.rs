@@ -25,14 +25,15 @@ mod stamps;
 
 pub(crate) use ingest::{Batch, Source};
 pub(crate) use prove::{Proof, Rehash};
+pub(crate) use stamps::StampView;
 
 use crate::digest::Digest;
 use crate::disk::{self, Capabilities, Dir, FileStat, Stamp, layout, layout::Shard};
 use crate::error::{Context, Result};
 use crate::identity::Identity;
-use crate::options::VerifyLevel;
 use staging::Staging;
 use stamps::{Entry, Slot, StampTable};
+
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io;
@@ -88,7 +89,7 @@ impl BlobStore {
     /// Opens a blob for reading; `None` if it is not there.
     pub(crate) fn open_blob(&self, digest: &Digest, mode: u32) -> Result<Option<OpenBlob>> {
         let shard = Shard::of_blob(digest.as_bytes(), mode);
-        match self.blobs.open_regular(&shard.name) {
+        match self.blobs.open_regular(shard.name()) {
             Ok((file, stat)) => Ok(Some(OpenBlob { file, stat })),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error).context("open the blob", || self.blob_path(digest, mode)),
@@ -96,14 +97,19 @@ impl BlobStore {
     }
 
     /// The directory and the name of a blob, to link from.
-    pub(crate) fn place_of(&self, digest: &Digest, mode: u32) -> (&Dir, OsString) {
-        (&self.blobs, Shard::of_blob(digest.as_bytes(), mode).name)
+    pub(crate) fn place_of(&self, digest: &Digest, mode: u32) -> (&Dir, Shard) {
+        (&self.blobs, Shard::of_blob(digest.as_bytes(), mode))
+    }
+
+    /// What is known of the inodes, for an operation on so many blobs.
+    pub(crate) fn view(&self, blobs: usize) -> StampView {
+        self.stamps.view(blobs)
     }
 
     /// Where a blob lies, for messages.
     pub(crate) fn blob_path(&self, digest: &Digest, mode: u32) -> PathBuf {
         let shard = Shard::of_blob(digest.as_bytes(), mode);
-        self.path.join(layout::BLOBS).join(shard.name)
+        self.path.join(layout::BLOBS).join(shard.name())
     }
 
     /// Every blob's digest, mode and stat, folder by folder; and how many names are no blobs.
@@ -161,14 +167,14 @@ impl BlobStore {
     ) -> Result<()> {
         let shard = Shard::of_blob(digest.as_bytes(), mode);
         let kept =
-            match self.set_aside(&self.blobs, &shard.name, &format!("blob-{}", digest.short())) {
+            match self.set_aside(&self.blobs, shard.name(), &format!("blob-{}", digest.short())) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
                 kept => kept.context("quarantine", || self.blob_path(digest, mode))?,
             };
         let moved =
             self.quarantine.stat(&kept).context("look at", || self.quarantined_path(&kept))?;
         if judged_inode.is_some() && moved.map(|stat| stat.inode) != judged_inode {
-            let back = self.quarantine.rename_new(&kept, &self.blobs, &shard.name);
+            let back = self.quarantine.rename_new(&kept, &self.blobs, shard.name());
             // If the name is taken again, what stands there is newer still.
             let _ = back.context("bring back", || self.quarantined_path(&kept))?;
         }
@@ -183,7 +189,7 @@ impl BlobStore {
     pub(crate) fn remove(&self, digest: &Digest, mode: u32) -> Result<()> {
         let shard = Shard::of_blob(digest.as_bytes(), mode);
         self.blobs
-            .unlink(&shard.name)
+            .unlink(shard.name())
             .map(|_| ())
             .context("remove", || self.blob_path(digest, mode))
     }
@@ -206,24 +212,22 @@ impl BlobStore {
 
     fn note(&self, digest: Digest, mode: u32, stamp: Stamp) {
         let epoch = self.identity.epoch_after_writes();
-        self.stamps.put(&[Entry { digest, mode, slot: Slot { stamp, epoch } }]);
+        self.stamps.put(&[Entry { digest, mode, stamp, epoch }]);
     }
 
-    fn known(&self, digest: &Digest, mode: u32) -> Option<Slot> {
-        self.stamps.get(digest, mode)
-    }
-
+    /// Whether an inode is, by its stat alone, the one that was published as this blob and that
+    /// nobody wrote to.
     fn is_intact_by_stamp(
         &self,
         stat: &FileStat,
+        digest: &Digest,
         mode: u32,
         slot: Option<Slot>,
-        level: VerifyLevel,
     ) -> bool {
-        level == VerifyLevel::Stamp
-            && stat.mode == mode
+        stat.mode == mode
             && slot.is_some_and(|slot| {
-                slot.stamp == stat.stamp() && self.identity.is_trusted(slot.epoch)
+                self.stamps.fits(&slot, digest, mode, stat.stamp())
+                    && self.identity.is_trusted(slot.epoch)
             })
     }
 }

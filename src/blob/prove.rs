@@ -1,6 +1,6 @@
 //! Is this blob still what its name says? By one stat where the stamp can tell, by rehashing else.
 
-use super::{BlobStore, OpenBlob};
+use super::{BlobStore, OpenBlob, StampView};
 use crate::digest::Digest;
 use crate::disk::{self, FileKind, FileStat, layout::Shard};
 use crate::error::{Context, Error, Result};
@@ -55,6 +55,7 @@ impl BlobStore {
     /// and quarantines what it cannot. Blocking; microseconds by stamp.
     pub(crate) fn prove(
         &self,
+        view: &StampView,
         digest: &Digest,
         mode: u32,
         level: VerifyLevel,
@@ -62,11 +63,11 @@ impl BlobStore {
     ) -> Result<Proof> {
         let shard = Shard::of_blob(digest.as_bytes(), mode);
         let path = || self.blob_path(digest, mode);
-        let Some(stat) = self.blobs.stat(&shard.name).context("look at", path)? else {
+        let Some(stat) = self.blobs.stat(shard.name()).context("look at", path)? else {
             return Ok(Proof::Missing);
         };
-        let slot = self.known(digest, mode);
-        if self.is_intact_by_stamp(&stat, mode, slot, level) {
+        let slot = self.stamps.get(view, digest, mode);
+        if level == VerifyLevel::Stamp && self.is_intact_by_stamp(&stat, digest, mode, slot) {
             return Ok(Proof::Intact(stat));
         }
         let damaged = |actual| {
@@ -97,7 +98,8 @@ impl BlobStore {
         // What is unknown may have been written to through any of its other names, and a page that
         // is dirty through a mapping can be written again without a trace in the stat. So an inode
         // is believed in place only if its stamp fits, or if it has no other name.
-        let is_known = slot.is_some_and(|slot| slot.stamp == after.stamp());
+        let is_known =
+            slot.is_some_and(|slot| self.stamps.fits(&slot, digest, mode, after.stamp()));
         let is_private = slot.is_none() && after.links == 1;
         let is_lost = slot.is_some_and(|slot| self.identity.is_sync_failed(slot.epoch));
         let is_settled = after.mode == mode && after.is_unchanged_since(&blob.stat) && !is_lost;
@@ -118,40 +120,30 @@ impl BlobStore {
     ) -> Result<Proof> {
         let path = || self.blob_path(digest, mode);
         let shard = Shard::of_blob(digest.as_bytes(), mode);
-        let (name, mut fresh) = self.staging().create(0o600)?;
+        let mut fresh = self.staging().create_named(0o600)?;
         let copied: io::Result<std::result::Result<FileStat, Digest>> = (|| {
-            let actual = disk::copy_hashing(&blob.file, &mut fresh, &blob.stat, keep_going)?;
+            let actual = disk::copy_hashing(&blob.file, &mut fresh.file, &blob.stat, keep_going)?;
             if actual != *digest {
                 return Ok(Err(actual));
             }
-            disk::set_modified(&fresh, blob.stat.modified)?;
-            disk::set_mode(&fresh, mode)?;
+            disk::set_modified(&fresh.file, blob.stat.modified)?;
+            disk::set_mode(&fresh.file, mode)?;
             // What it replaces may be durable; this is rare enough to sync it every time.
-            fresh.sync_all()?;
-            let stat = disk::stat_file(&fresh)?;
-            self.staging().dir().map_err(io::Error::other)?.rename(
-                &name,
-                &self.blobs,
-                &shard.name,
-            )?;
+            fresh.file.sync_all()?;
+            let stat = disk::stat_file(&fresh.file)?;
+            fresh.replace(&self.blobs, shard.name())?;
             Ok(Ok(stat))
         })();
-        let discard = || {
-            // Best effort; our staging is removed at the latest when we end.
-            let _ = self.staging().dir().map(|dir| dir.unlink(&name));
-        };
         match copied {
             Ok(Ok(stat)) => {
                 self.note(*digest, mode, stat.stamp());
                 Ok(Proof::Intact(stat))
             }
             Ok(Err(actual)) => {
-                discard();
                 self.quarantine(digest, mode, Some(blob.stat.inode))?;
                 Ok(Proof::Damaged { actual: Some(actual) })
             }
             Err(error) => {
-                discard();
                 if error.kind() == io::ErrorKind::Interrupted {
                     return Err(Error::Cancelled);
                 }

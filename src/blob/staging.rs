@@ -1,15 +1,18 @@
 //! Staging: where files are written that no reader looks for.
 //!
-//! Each open store has one directory of its own there, claimed when it is first needed; what a dead
-//! process left is swept by the next one that opens the store. Needs no other lock.
+//! A file that only has to appear under a free name is staged without any name: it vanishes with
+//! its process. One that may have to replace another is staged under a name, in a directory that
+//! each open store claims when it first needs one; what a dead process left there is swept by the
+//! next one that opens the store. Needs no other lock.
 
-use crate::disk::{Claim, Dir, remove_if_dead};
+use crate::disk::{self, Claim, Dir, Placed, remove_if_dead};
 use crate::error::{Context, Result};
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 #[derive(Debug)]
 pub(crate) struct Staging {
@@ -17,31 +20,41 @@ pub(crate) struct Staging {
     path: PathBuf,
     own: OnceLock<Claim>,
     counter: AtomicU64,
+    /// Cleared once the filesystem, or the lack of `/proc`, said no.
+    has_unnamed: AtomicBool,
+}
+
+/// A file of ours that nobody else can find. Dropping it removes it, unless it was published.
+#[derive(Debug)]
+pub(crate) struct Staged<'a> {
+    staging: &'a Staging,
+    pub(crate) file: File,
+    name: Option<OsString>,
 }
 
 impl Staging {
     pub(super) fn new(parent: Dir, path: PathBuf) -> Staging {
-        Staging { parent, path, own: OnceLock::new(), counter: AtomicU64::new(0) }
+        let has_unnamed = AtomicBool::new(true);
+        Staging { parent, path, own: OnceLock::new(), counter: AtomicU64::new(0), has_unnamed }
     }
 
-    /// Our directory, made at first use.
-    pub(crate) fn dir(&self) -> Result<&Dir> {
-        if self.own.get().is_none() {
-            let own =
-                Claim::make(&self.parent, "").context("make a directory in", || &self.path)?;
-            if let Err(unused) = self.own.set(own) {
-                // Another thread was faster.
-                let _ = self.parent.remove_dir(&unused.name);
+    /// A new file, to be published under a free name.
+    pub(crate) fn create(&self, mode: u32) -> Result<Staged<'_>> {
+        if self.has_unnamed.load(Ordering::Relaxed) {
+            match self.parent.create_unnamed(mode) {
+                Ok(file) => return Ok(Staged { staging: self, file, name: None }),
+                Err(error) if disk::is_unsupported(&error) => self.refuse_unnamed(),
+                Err(error) => return Err(error).context("make a file in", || &self.path),
             }
         }
-        Ok(&self.own.get().expect("set above").dir)
+        self.create_named(mode)
     }
 
-    /// A new file that only we know.
-    pub(crate) fn create(&self, mode: u32) -> Result<(OsString, File)> {
+    /// A new file, to be published under a name that may be taken.
+    pub(crate) fn create_named(&self, mode: u32) -> Result<Staged<'_>> {
         let name = OsString::from(self.counter.fetch_add(1, Ordering::Relaxed).to_string());
         let file = self.dir()?.create_new(&name, mode).context("make a file in", || &self.path)?;
-        Ok((name, file))
+        Ok(Staged { staging: self, file, name: Some(name) })
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -59,6 +72,71 @@ impl Staging {
             }
         }
     }
+
+    /// Our directory, made at first use.
+    fn dir(&self) -> Result<&Dir> {
+        if self.own.get().is_none() {
+            let own =
+                Claim::make(&self.parent, "").context("make a directory in", || &self.path)?;
+            if let Err(unused) = self.own.set(own) {
+                // Another thread was faster.
+                let _ = self.parent.remove_dir(&unused.name);
+            }
+        }
+        Ok(&self.own.get().expect("set above").dir)
+    }
+
+    fn refuse_unnamed(&self) {
+        self.has_unnamed.store(false, Ordering::Relaxed);
+    }
+}
+
+impl Staged<'_> {
+    /// Gives the file a name that must be free. Atomic. What was written must not be changed after.
+    /// A file without a name that cannot be linked, where there is no `/proc`, is an error of kind
+    /// `Unsupported`, and no other will be made.
+    pub(crate) fn publish(&mut self, target: &Dir, name: &OsStr) -> io::Result<Placed> {
+        match self.name.take() {
+            None => match target.link_unnamed(&self.file, name) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound && !has_proc() => {
+                    self.staging.refuse_unnamed();
+                    Err(io::ErrorKind::Unsupported.into())
+                }
+                linked => linked,
+            },
+            Some(own) => {
+                let dir = self.staging.dir().map_err(io::Error::other)?;
+                let placed = dir.rename_new(&own, target, name);
+                if !matches!(placed, Ok(Placed::Here)) {
+                    self.name = Some(own);
+                }
+                placed
+            }
+        }
+    }
+
+    /// Gives a file that was made by [`Staging::create_named`] a second name, which must be free.
+    pub(crate) fn link(&self, target: &Dir, name: &OsStr) -> io::Result<Placed> {
+        let own = self.name.as_ref().ok_or(io::ErrorKind::InvalidInput)?;
+        self.staging.dir().map_err(io::Error::other)?.link(own, target, name)
+    }
+
+    /// Gives a file that was made by [`Staging::create_named`] a name, replacing what has it. Atomic.
+    pub(crate) fn replace(&mut self, target: &Dir, name: &OsStr) -> io::Result<()> {
+        let own = self.name.as_ref().ok_or(io::ErrorKind::InvalidInput)?;
+        self.staging.dir().map_err(io::Error::other)?.rename(own, target, name)?;
+        self.name = None;
+        Ok(())
+    }
+}
+
+impl Drop for Staged<'_> {
+    fn drop(&mut self) {
+        if let Some(name) = &self.name {
+            // Best effort; the whole directory goes when its owner ends.
+            let _ = self.staging.dir().map(|dir| dir.unlink(name));
+        }
+    }
 }
 
 impl Drop for Staging {
@@ -68,4 +146,8 @@ impl Drop for Staging {
             let _ = self.parent.remove_all(&own.name);
         }
     }
+}
+
+fn has_proc() -> bool {
+    disk::exists(Path::new("/proc/self/fd"))
 }

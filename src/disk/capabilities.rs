@@ -19,6 +19,9 @@ pub struct Capabilities {
     pub hardlink: bool,
     /// `copy_file_range(2)` (Linux 4.5). Fallback: read and write.
     pub copy_file_range: bool,
+    /// `O_TMPFILE` of open(2) (Linux 3.11), and linkat(2) by way of `/proc`. Fallback: a staging file
+    /// with a name, and a rename.
+    pub unnamed_files: bool,
 }
 
 impl Capabilities {
@@ -30,6 +33,7 @@ impl Capabilities {
             reflink: true,
             hardlink: true,
             copy_file_range: true,
+            unnamed_files: true,
         }
     }
 
@@ -41,6 +45,7 @@ impl Capabilities {
             reflink: false,
             hardlink: false,
             copy_file_range: false,
+            unnamed_files: false,
         }
     }
 }

@@ -8,7 +8,7 @@ use crate::digest::Digest;
 use rustix::fs::SeekFrom;
 use rustix::io::Errno;
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::ops::Range;
 
 /// Large enough that the cost of a call does not count, small enough for a core's cache.
@@ -39,24 +39,26 @@ fn ficlone(_source: &File, _target: &File) -> io::Result<()> {
     Err(Errno::OPNOTSUPP.into())
 }
 
-/// Copies all of `source` into the empty `target`, inside the kernel where that works. `keep_going`
-/// is asked now and then; if it says no, the error is of kind `Interrupted`.
-pub(crate) fn copy_contents(
+/// Copies all of `source` into the empty `target`, inside the kernel where that works. `go_on` is
+/// told now and then up to where the copy has come; if it says no, the error is of kind
+/// `Interrupted`.
+pub(super) fn copy_contents(
     source: &File,
     target: &File,
     stat: &FileStat,
     capabilities: Capabilities,
-    keep_going: &dyn Fn() -> bool,
+    go_on: &mut dyn FnMut(u64) -> bool,
 ) -> io::Result<()> {
+    /// So that a cancelled copy ends soon, and whoever follows the copy finds it in the cache.
+    const CALL_BYTES_MAX: u64 = 4 << 20;
     let mut buffer = Vec::new();
     for range in data_ranges(source, stat) {
         let mut offset = range.start;
         while offset < range.end {
-            if !keep_going() {
+            if !go_on(offset) {
                 return Err(io::ErrorKind::Interrupted.into());
             }
-            // 64 MiB a call, so that a cancelled copy of a large file ends soon.
-            let wanted = (range.end - offset).min(64 << 20) as usize;
+            let wanted = (range.end - offset).min(CALL_BYTES_MAX) as usize;
             let copied = match copy_range(source, target, offset, wanted, capabilities)? {
                 Some(copied) if copied > 0 => copied,
                 // Also for 0, which some FUSE filesystems say before the end.
@@ -129,12 +131,19 @@ pub(crate) fn hash_contents(
     }
 }
 
-/// Reads a whole small file of `size_bytes` into `buffer` (cleared first) and one byte more if
-/// there is one, so that a file that grew is noticed by its length.
+/// Reads a whole small file of `size_bytes` into `buffer` (cleared first). Of a file that grew more
+/// is read; one that shrank ends early.
 pub(crate) fn read_exactly(file: &File, size_bytes: usize, buffer: &mut Vec<u8>) -> io::Result<()> {
     buffer.clear();
     buffer.reserve(size_bytes + 1);
-    file.take(size_bytes as u64 + 1).read_to_end(buffer)?;
+    while buffer.len() < size_bytes {
+        let offset = buffer.len() as u64;
+        match rustix::io::pread(file, rustix::buffer::spare_capacity(buffer), offset) {
+            Ok(0) => break,
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+    }
     Ok(())
 }
 
@@ -220,7 +229,7 @@ fn hash_zeros(hasher: &mut blake3::Hasher, mut length_bytes: u64) {
 mod tests {
     use super::super::stat_file;
     use super::*;
-    use std::io::Seek;
+    use std::io::{Read, Seek};
 
     fn contents(file: &mut File) -> io::Result<Vec<u8>> {
         let mut bytes = Vec::new();
@@ -249,7 +258,7 @@ mod tests {
             let expected = contents(&mut source)?;
             for capabilities in [Capabilities::all(), Capabilities::portable()] {
                 let mut target = tempfile::tempfile()?;
-                copy_contents(&source, &target, &stat, capabilities, &|| true)?;
+                copy_contents(&source, &target, &stat, capabilities, &mut |_| true)?;
                 assert_eq!(contents(&mut target)?, expected, "copy of {size} bytes");
                 if is_sparse {
                     assert!(stat_file(&target)?.allocated_bytes <= stat.allocated_bytes + 4096);
@@ -271,7 +280,7 @@ mod tests {
         let mut stat = stat_file(&source)?;
         stat.allocated_bytes = stat.size_bytes;
         let mut target = tempfile::tempfile()?;
-        let copied = copy_contents(&source, &target, &stat, Capabilities::all(), &|| false);
+        let copied = copy_contents(&source, &target, &stat, Capabilities::all(), &mut |_| false);
         assert!(copied.is_err_and(|error| error.kind() == io::ErrorKind::Interrupted));
         let copied = copy_hashing(&source, &mut target, &stat, &|| false);
         assert!(copied.is_err_and(|error| error.kind() == io::ErrorKind::Interrupted));

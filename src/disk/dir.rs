@@ -7,13 +7,14 @@
 //! - Absence is `None` (or [`Placed::Occupied`]), never an error.
 
 use super::capabilities::Capabilities;
+use super::listing::Listing;
 use super::stat::{FileKind, FileStat};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, RenameFlags, ResolveFlags};
 use rustix::io::Errno;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Component, Path};
 
@@ -134,6 +135,38 @@ impl Dir {
         let flags =
             OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         Ok(rustix::fs::openat(&self.fd, name, flags, Mode::from_raw_mode(mode))?.into())
+    }
+
+    /// Makes a file without a name on the filesystem of this directory, open for reading and writing;
+    /// it vanishes with its last descriptor unless [`Dir::link_unnamed`] gives it a name
+    /// (open(2), `O_TMPFILE`).
+    ///
+    /// # Errors
+    /// One that [`super::is_unsupported`] recognises where that is not to be had.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn create_unnamed(&self, mode: u32) -> io::Result<File> {
+        if !self.capabilities.unnamed_files {
+            return Err(Errno::OPNOTSUPP.into());
+        }
+        let flags = OFlags::RDWR | OFlags::TMPFILE | OFlags::CLOEXEC;
+        match rustix::fs::openat(&self.fd, c".", flags, Mode::from_raw_mode(mode)) {
+            Ok(fd) => Ok(fd.into()),
+            // What a kernel says that takes the flag for `O_DIRECTORY` alone.
+            Err(Errno::ISDIR) => Err(Errno::OPNOTSUPP.into()),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    pub(crate) fn create_unnamed(&self, _mode: u32) -> io::Result<File> {
+        Err(Errno::OPNOTSUPP.into())
+    }
+
+    /// Gives a file without a name this one, which must be free. Atomic. By way of `/proc`, since
+    /// linkat(2) with an empty path asks for a privilege before Linux 6.10.
+    pub(crate) fn link_unnamed(&self, file: &File, name: &OsStr) -> io::Result<Placed> {
+        let source = format!("/proc/self/fd/{}", file.as_raw_fd());
+        placed(rustix::fs::linkat(CWD, source, &self.fd, name, AtFlags::SYMLINK_FOLLOW))
     }
 
     /// What `name` is, without following a symlink; `None` if there is no such name.
@@ -313,7 +346,28 @@ impl Dir {
     /// All names here with their kinds, in no order, without `.` and `..`.
     pub(crate) fn entries(&self) -> io::Result<Vec<(OsString, FileKind)>> {
         let mut entries = Vec::new();
-        for entry in rustix::fs::Dir::read_from(&self.fd)? {
+        self.for_each_entry(rustix::fs::Dir::read_from(&self.fd)?, |name, kind| {
+            entries.push((name.to_owned(), kind));
+        })?;
+        Ok(entries)
+    }
+
+    /// As [`Dir::entries`], sorted, into `listing`, whose space is used again.
+    pub(crate) fn list(&self, listing: &mut Listing) -> io::Result<()> {
+        listing.clear();
+        self.for_each_entry(rustix::fs::Dir::read_from(&self.fd)?, |name, kind| {
+            listing.push(name, kind);
+        })?;
+        listing.sort();
+        Ok(())
+    }
+
+    fn for_each_entry(
+        &self,
+        entries: rustix::fs::Dir,
+        mut take: impl FnMut(&OsStr, FileKind),
+    ) -> io::Result<()> {
+        for entry in entries {
             let entry = entry?;
             let name = OsStr::from_bytes(entry.file_name().to_bytes());
             if name == "." || name == ".." {
@@ -326,9 +380,9 @@ impl Dir {
                 },
                 file_type => file_type.into(),
             };
-            entries.push((name.to_owned(), kind));
+            take(name, kind);
         }
-        Ok(entries)
+        Ok(())
     }
 
     /// Makes the names in this directory durable.

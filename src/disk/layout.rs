@@ -14,21 +14,23 @@
 //!   settings.toml         written by people: options of the store as a whole
 //!   index.seal            stamp of the index as its last writer left it
 //!   index.lock            flock: while the index is written to
-//!   stamps                64-byte slots: blob -> stamp, epoch; can be lost
+//!   stamps                32-byte slots: blob -> seal of its stamp, epoch; can be lost
 //!   blobs/ab/cdef..       contents, mode 0444
 //!   blobs/ab/cdef...555   the same contents with mode 0555 (or 0500, 0400, ...)
 //!   manifests/ab/cdef..   the truth: one file for each task
 //!   staging/<random>/     one directory for each open store, flocked while its owner lives
 //!   leases/<hex>          flock: one file for each place in a workspace that was worked on, and
 //!                         each directory above it; swept by a repair
+//!   ledgers/<hex>         one file for each place: path -> stat, digest; can be lost
 //!   quarantine/           what was found damaged, named by time and former name
 //! ```
 //!
 //! In a workspace, names of ours begin with [`RESTORE_PREFIX`]; they exist only while a restore
 //! runs, or after one was killed.
 
-use std::ffi::OsString;
+use std::ffi::OsStr;
 use std::fmt::Write;
+use std::os::unix::ffi::OsStrExt;
 
 pub(crate) const FORMAT: &str = "FORMAT";
 pub(crate) const CACHEDIR_TAG: &str = "CACHEDIR.TAG";
@@ -47,10 +49,11 @@ pub(crate) const BLOBS: &str = "blobs";
 pub(crate) const MANIFESTS: &str = "manifests";
 pub(crate) const STAGING: &str = "staging";
 pub(crate) const LEASES: &str = "leases";
+pub(crate) const LEDGERS: &str = "ledgers";
 pub(crate) const QUARANTINE: &str = "quarantine";
 
 /// The folders of a store, in the order in which they are made.
-pub(crate) const FOLDERS: [&str; 5] = [BLOBS, MANIFESTS, STAGING, LEASES, QUARANTINE];
+pub(crate) const FOLDERS: [&str; 6] = [BLOBS, MANIFESTS, STAGING, LEASES, LEDGERS, QUARANTINE];
 
 /// How every file that we put into a workspace for the time of a restore is named.
 pub(crate) const RESTORE_PREFIX: &str = ".larder-restore-";
@@ -105,18 +108,23 @@ pub(crate) const CACHEDIR_TAG_CONTENTS: &[u8] = b"Signature: 8a477f597d28d172789
 /// This is the one name of two components that is given to [`super::Dir`]'s verbs: the fan-out
 /// folders are our own, and opening each for each file would cost as much as the work itself,
 /// keeping all of them open 512 descriptors.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Shard {
-    pub(crate) folder: OsString,
-    pub(crate) name: OsString,
+    bytes: [u8; SHARD_BYTES_MAX],
+    length: usize,
 }
+
+/// Two hex digits, a slash, 62 more, a dot and three octal digits.
+const SHARD_BYTES_MAX: usize = 69;
 
 impl Shard {
     /// Where a blob with these permission bits lies. 0444 is the usual case and has no suffix.
     pub(crate) fn of_blob(digest: &[u8; 32], mode: u32) -> Shard {
         let mut shard = Shard::of_manifest(digest);
         if mode != 0o444 {
-            shard.name.push(format!(".{mode:03o}"));
+            let octal = |shift: u32| b'0' + (mode >> shift & 7) as u8;
+            shard.bytes[65..].copy_from_slice(&[b'.', octal(6), octal(3), octal(0)]);
+            shard.length = SHARD_BYTES_MAX;
         }
         shard
     }
@@ -124,7 +132,21 @@ impl Shard {
     /// Where the manifest of a task lies.
     pub(crate) fn of_manifest(digest: &[u8; 32]) -> Shard {
         let hex = blake3::Hash::from_bytes(*digest).to_hex();
-        Shard { folder: hex[..2].into(), name: format!("{}/{}", &hex[..2], &hex[2..]).into() }
+        let mut bytes = [0; SHARD_BYTES_MAX];
+        bytes[..2].copy_from_slice(&hex.as_bytes()[..2]);
+        bytes[2] = b'/';
+        bytes[3..65].copy_from_slice(&hex.as_bytes()[2..]);
+        Shard { bytes, length: 65 }
+    }
+
+    /// The fan-out folder.
+    pub(crate) fn folder(&self) -> &OsStr {
+        OsStr::from_bytes(&self.bytes[..2])
+    }
+
+    /// Folder and name.
+    pub(crate) fn name(&self) -> &OsStr {
+        OsStr::from_bytes(&self.bytes[..self.length])
     }
 
     /// Reads folder and file name back; `None` for names that we do not write.
@@ -138,8 +160,8 @@ impl Shard {
     }
 }
 
-/// The name of the lease file for one place in one workspace.
-pub(crate) fn lease_name(place: &[u8; 32]) -> String {
+/// The name of the lease, or of the ledger, of one place in one workspace.
+pub(crate) fn place_name(place: &[u8; 32]) -> String {
     place[..16].iter().fold(String::new(), |mut name, byte| {
         // Writing to a String cannot fail.
         let _ = write!(name, "{byte:02x}");
@@ -161,14 +183,14 @@ mod tests {
         let digest = *crate::Digest::of(b"x").as_bytes();
         for mode in [0o444, 0o555, 0o400, 0o500, 0o440] {
             let shard = Shard::of_blob(&digest, mode);
-            let folder = shard.folder.to_string_lossy();
-            let name = shard.name.to_string_lossy();
+            let folder = shard.folder().to_string_lossy();
+            let name = shard.name().to_string_lossy();
             let (_, name) = name.split_once('/').expect("two components");
             assert_eq!(Shard::parse(&folder, name), Some((digest, mode)));
         }
         let shard = Shard::of_manifest(&digest);
-        let folder = shard.folder.to_string_lossy();
-        let name = shard.name.to_string_lossy();
+        let folder = shard.folder().to_string_lossy();
+        let name = shard.name().to_string_lossy();
         let (_, name) = name.split_once('/').expect("two components");
         for bad in [
             "",

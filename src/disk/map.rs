@@ -1,30 +1,113 @@
-//! Hashing a staged file through a memory map, on all cores: the one `unsafe` block of the crate.
+//! Hashing a staged file through a memory map: the one `unsafe` block of the crate.
 
 #![expect(
     unsafe_code,
     reason = "a memory map is unsafe by nature; the argument stands at the block"
 )]
 
+use super::capabilities::Capabilities;
+use super::copy::{copy_contents, hash_contents};
+use super::stat::FileStat;
+use super::system::stat_file;
 use crate::digest::Digest;
+use memmap2::Mmap;
 use std::fs::File;
 use std::io;
+use std::sync::{Condvar, Mutex, PoisonError};
 
-/// Hashes a file of ours that lies in a staging directory. Blocking; uses all cores.
-///
-/// Only for files that nobody else can truncate: see the argument below.
-pub(crate) fn hash_mapped(staged: &File) -> io::Result<Digest> {
+/// Maps a file of ours that lies in staging.
+fn map(staged: &File) -> io::Result<Mmap> {
     // SAFETY: A map is unsound if the file shrinks (SIGBUS) or changes (a data race) while it is
-    // mapped. A staged file was created by this process with O_EXCL under a random name in a
-    // directory of mode 0700 that belongs to us; it has one link, no other process was told its
-    // name, and this process does not write to it any more. The weak point: another process of
-    // the same user (or root) that goes looking for it in our staging directory on purpose can
-    // truncate it and end this process with SIGBUS; it could as well send a signal. And a sector
-    // that cannot be read raises SIGBUS where read(2) would return EIO; only clones can meet one,
-    // since a copy's pages are still in memory.
-    let map = unsafe { memmap2::Mmap::map(staged)? };
+    // mapped. A staged file was created by this process, without a name or with O_EXCL under a
+    // random one in a directory of mode 0700 that belongs to us; no other process was told of it,
+    // and this process does not write to what it has begun to hash. The weak point: another process
+    // of the same user (or root) that goes looking for it in our staging directory, or among our
+    // descriptors, on purpose can truncate it and end this process with SIGBUS; it could as well
+    // send a signal. And a sector that cannot be read raises SIGBUS where read(2) would return EIO;
+    // only clones can meet one, since a copy's pages are still in memory.
+    let map = unsafe { Mmap::map(staged)? };
     // Readahead is a hint; where it is not to be had, the hash is only slower.
     let _ = map.advise(memmap2::Advice::Sequential);
+    Ok(map)
+}
+
+/// Hashes a staged file that nobody writes to any more. Blocking; uses all cores.
+///
+/// Only for files that nobody else can truncate: see the argument above.
+pub(crate) fn hash_staged(staged: &File, keep_going: &dyn Fn() -> bool) -> io::Result<Digest> {
+    let stat = stat_file(staged)?;
+    // Looking at a hole through a map fills it, on tmpfs.
+    if stat.allocated_bytes < stat.size_bytes {
+        return Ok(hash_contents(staged, keep_going)?.0);
+    }
     let mut hasher = blake3::Hasher::new();
-    hasher.update_rayon(&map);
+    hasher.update_rayon(&map(staged)?);
     Ok(hasher.finalize().into())
+}
+
+/// Copies all of `source` into the empty staged file, and hashes what was written, on a second
+/// thread right behind the first: a copy inside the kernel keeps one core busy.
+pub(crate) fn copy_to_staged(
+    source: &File,
+    staged: &File,
+    stat: &FileStat,
+    capabilities: Capabilities,
+    keep_going: &dyn Fn() -> bool,
+) -> io::Result<Digest> {
+    if stat.allocated_bytes < stat.size_bytes {
+        copy_contents(source, staged, stat, capabilities, &mut |_| keep_going())?;
+        return hash_staged(staged, keep_going);
+    }
+    // So that the map never reaches beyond the end.
+    staged.set_len(stat.size_bytes)?;
+    let map = map(staged)?;
+    let progress = Progress::default();
+    std::thread::scope(|scope| {
+        let hashing = std::thread::Builder::new().spawn_scoped(scope, || progress.hash(&map))?;
+        let copied = copy_contents(source, staged, stat, capabilities, &mut |copied_bytes| {
+            progress.raise(copied_bytes as usize, false);
+            keep_going()
+        });
+        // Also after an error: the hash must end.
+        progress.raise(map.len(), true);
+        let digest = hashing.join().map_err(|_| io::Error::other("the hashing thread panicked"));
+        copied.and(digest)
+    })
+}
+
+/// How far a copy has come.
+#[derive(Debug, Default)]
+struct Progress {
+    copied: Mutex<usize>,
+    raised: Condvar,
+}
+
+impl Progress {
+    /// Tells how many bytes are there; at the end, or now and then.
+    fn raise(&self, copied_bytes: usize, is_end: bool) {
+        /// Large enough that waking the other thread does not count, small enough for a cache.
+        const STEP_BYTES: usize = 2 << 20;
+        let mut copied = self.copied.lock().unwrap_or_else(PoisonError::into_inner);
+        if is_end || copied_bytes >= *copied + STEP_BYTES {
+            *copied = copied_bytes;
+            self.raised.notify_one();
+        }
+    }
+
+    fn hash(&self, map: &[u8]) -> Digest {
+        let mut hasher = blake3::Hasher::new();
+        let mut hashed = 0;
+        while hashed < map.len() {
+            let copied = {
+                let mut copied = self.copied.lock().unwrap_or_else(PoisonError::into_inner);
+                while *copied <= hashed {
+                    copied = self.raised.wait(copied).unwrap_or_else(PoisonError::into_inner);
+                }
+                *copied
+            };
+            hasher.update(&map[hashed..copied]);
+            hashed = copied;
+        }
+        hasher.finalize().into()
+    }
 }

@@ -18,6 +18,7 @@ mod claim;
 mod copy;
 mod dir;
 pub(crate) mod layout;
+mod listing;
 mod lock;
 mod map;
 mod stat;
@@ -25,15 +26,16 @@ mod system;
 
 pub use capabilities::Capabilities;
 pub(crate) use claim::{Claim, remove_if_dead};
-pub(crate) use copy::{clone_contents, copy_contents, copy_hashing, hash_contents, read_exactly};
+pub(crate) use copy::{clone_contents, copy_hashing, hash_contents, read_exactly};
 pub(crate) use dir::{Dir, Placed};
+pub(crate) use listing::Listing;
 pub(crate) use lock::{Lock, LockMode};
-pub(crate) use map::hash_mapped;
+pub(crate) use map::{copy_to_staged, hash_staged};
 pub use stat::Timestamp;
 pub(crate) use stat::{FileKind, FileStat, Stamp};
 pub(crate) use system::{
-    boot_id, canonical, effective_user, filesystem_name, make_all, now, random_bytes, random_name,
-    set_mode, set_modified, stat_file, sync_filesystem,
+    boot_id, canonical, effective_user, exists, filesystem_name, make_all, now, random_bytes,
+    random_name, set_mode, set_modified, stat_file, sync_filesystem,
 };
 
 use std::io;
@@ -59,6 +61,11 @@ pub(crate) fn is_unsupported(error: &io::Error) -> bool {
         Errno::MLINK,
     ]
     .contains(&errno)
+}
+
+/// Whether there is no room: on the disk, in the quota, or among the inodes.
+pub(crate) fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 /// Whether an inode has as many links as its filesystem allows.

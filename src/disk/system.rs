@@ -50,6 +50,11 @@ pub(crate) fn canonical(path: &Path) -> io::Result<PathBuf> {
     std::fs::canonicalize(path)
 }
 
+/// Whether there is something at a path of the system's own.
+pub(crate) fn exists(path: &Path) -> bool {
+    rustix::fs::stat(path).is_ok()
+}
+
 /// Makes a directory that the user named, with all that is missing above it.
 pub(crate) fn make_all(path: &Path) -> io::Result<()> {
     std::fs::create_dir_all(path)

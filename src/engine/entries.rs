@@ -68,7 +68,7 @@ impl Cache {
     pub fn remove(&self, task: &TaskDigest) -> Result<bool> {
         let shard = Shard::of_manifest(task.as_bytes());
         let path = || self.manifest_path(task);
-        let is_removed = self.inner.manifests.unlink(&shard.name).context("remove", path)?;
+        let is_removed = self.inner.manifests.unlink(shard.name()).context("remove", path)?;
         if is_removed {
             if self.inner.options.durability == Durability::Durable {
                 self.sync_folder(&shard).context("sync the folder of", path)?;
@@ -90,42 +90,35 @@ impl Cache {
         let path = || self.manifest_path(task);
         let is_durable = self.inner.options.durability == Durability::Durable;
         let staging = self.inner.blobs.staging();
-        let (name, mut file) = staging.create(0o600)?;
-        let staged = (|| {
-            file.write_all(&bytes)?;
+        let mut staged = staging.create_named(0o600)?;
+        let stat = (|| {
+            staged.file.write_all(&bytes)?;
             // A time of full precision, so that no two manifests of a task have the same stamp.
-            disk::set_modified(&file, disk::now())?;
+            disk::set_modified(&staged.file, disk::now())?;
             if is_durable {
-                file.sync_all()?;
+                staged.file.sync_all()?;
             }
-            disk::stat_file(&file)
+            disk::stat_file(&staged.file)
         })();
-        let discard = || {
-            // Best effort; the staging directory goes when its owner ends.
-            let _ = staging.dir().map(|dir| dir.unlink(&name));
-        };
-        let stat = staged.context("stage", path).inspect_err(|_| discard())?;
+        let stat = stat.context("stage", path)?;
         // The last moment to notice that all this went into a store that is gone.
         if !self.inner.identity.is_in_place() {
-            discard();
             return Err(self.replaced());
         }
         let shard = Shard::of_manifest(task.as_bytes());
         let manifests = &self.inner.manifests;
-        let renamed = match staging.dir()?.rename(&name, manifests, &shard.name) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                manifests.make_child(&shard.folder, 0o700).and_then(|_| {
-                    staging.dir().map_err(io::Error::other)?.rename(&name, manifests, &shard.name)
-                })
-            }
+        let renamed = match staged.replace(manifests, shard.name()) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => manifests
+                .make_child(shard.folder(), 0o700)
+                .and_then(|_| staged.replace(manifests, shard.name())),
             renamed => renamed,
         };
-        renamed.context("publish", path).inspect_err(|_| discard())?;
+        renamed.context("publish", path)?;
         if is_durable {
             let synced = self.sync_folder(&shard).and_then(|()| manifests.sync());
             if synced.is_err() {
                 // Not durable, so not stored. Best effort on a disk that fails already.
-                let _ = manifests.unlink(&shard.name);
+                let _ = manifests.unlink(shard.name());
             }
             synced.context("sync the folder of", path)?;
         }
@@ -138,7 +131,7 @@ impl Cache {
     }
 
     fn sync_folder(&self, shard: &Shard) -> io::Result<()> {
-        self.inner.manifests.open_child(&shard.folder)?.sync()
+        self.inner.manifests.open_child(shard.folder())?.sync()
     }
 
     /// Removes the entry of `task` if it is still the one whose manifest had this stamp.
@@ -191,7 +184,7 @@ impl Cache {
     pub(super) fn read_manifest(&self, task: &TaskDigest) -> Result<Option<(Manifest, FileStat)>> {
         let shard = Shard::of_manifest(task.as_bytes());
         let path = || self.manifest_path(task);
-        let decoded = match load(&self.inner.manifests, &shard.name, task) {
+        let decoded = match load(&self.inner.manifests, shard.name(), task) {
             Ok(decoded) => decoded,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) if is_no_manifest(&error) => Err(DecodeError::Checksum),
@@ -203,7 +196,7 @@ impl Cache {
             Err(DecodeError::Newer) => Ok(None),
             Err(_) => {
                 let label = format!("manifest-{}", &task.to_string()[..12]);
-                match self.inner.blobs.set_aside(&self.inner.manifests, &shard.name, &label) {
+                match self.inner.blobs.set_aside(&self.inner.manifests, shard.name(), &label) {
                     Err(error) if error.kind() != io::ErrorKind::NotFound => {
                         Err(error).context("quarantine", path)
                     }
@@ -215,12 +208,12 @@ impl Cache {
 
     fn stat_manifest(&self, task: &TaskDigest) -> Result<Option<FileStat>> {
         let shard = Shard::of_manifest(task.as_bytes());
-        self.inner.manifests.stat(&shard.name).context("look at", || self.manifest_path(task))
+        self.inner.manifests.stat(shard.name()).context("look at", || self.manifest_path(task))
     }
 
     pub(super) fn manifest_path(&self, task: &TaskDigest) -> PathBuf {
         let shard = Shard::of_manifest(task.as_bytes());
-        self.inner.path.join(layout::MANIFESTS).join(shard.name)
+        self.inner.path.join(layout::MANIFESTS).join(shard.name())
     }
 }
 

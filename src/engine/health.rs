@@ -67,10 +67,8 @@ impl Cache {
     fn canary(&self) -> Result<()> {
         let _lock = self.lock(LockMode::Shared, &Cancel::new())?;
         let staging = self.inner.blobs.staging();
-        let (name, mut file) = staging.create(0o600)?;
-        file.write_all(b"canary").context("write", || staging.path())?;
-        staging.dir()?.unlink(&name).context("remove", || staging.path())?;
-        Ok(())
+        let mut staged = staging.create_named(0o600)?;
+        staged.file.write_all(b"canary").context("write", || staging.path())
     }
 
     fn link_support(&self, path: &Path) -> Result<(&'static str, LinkSupport)> {
@@ -79,18 +77,16 @@ impl Cache {
         let filesystem = disk::filesystem_name(&workspace).context("look at", || path)?;
         let mut support = LinkSupport { reflink: false, hardlink: false };
         let staging = self.inner.blobs.staging();
-        let (name, mut source) = staging.create(0o600)?;
-        source.write_all(&[1; 8192]).context("write", || staging.path())?;
+        let mut source = staging.create_named(0o600)?;
+        source.file.write_all(&[1; 8192]).context("write", || staging.path())?;
         let claim = Claim::make(&workspace, layout::RESTORE_PREFIX).context("write in", || path)?;
         if capabilities.hardlink {
-            let linked = staging.dir()?.link(&name, &claim.dir, OsStr::new("link"));
-            support.hardlink = linked.is_ok();
+            support.hardlink = source.link(&claim.dir, OsStr::new("link")).is_ok();
         }
         if let Ok(target) = claim.dir.create_new("clone".as_ref(), 0o600) {
-            support.reflink = disk::clone_contents(&source, &target, capabilities).is_ok();
+            support.reflink = disk::clone_contents(&source.file, &target, capabilities).is_ok();
         }
         workspace.remove_all(&claim.name).context("clean", || path)?;
-        staging.dir()?.unlink(&name).context("remove", || staging.path())?;
         Ok((filesystem, support))
     }
 }

@@ -7,7 +7,7 @@
 
 use super::{Cache, is_read_only};
 use crate::cancel::Cancel;
-use crate::disk::{Lock, LockMode, layout};
+use crate::disk::{self, Lock, LockMode, layout};
 use crate::error::{Context, Error, Result};
 use crate::manifest::{Root, RootKind, literal_prefix};
 use std::collections::BTreeMap;
@@ -36,15 +36,24 @@ impl Cache {
         cancel: &Cancel,
     ) -> Result<Lease> {
         let mut locks = Vec::new();
+        let mut is_crowded = false;
         for (place, mode) in places(workspace, roots, mode) {
             let digest = blake3::derive_key(PLACE_CONTEXT, place.as_os_str().as_bytes());
-            let name = layout::lease_name(&digest);
+            let name = layout::place_name(&digest);
             let path = || self.inner.path.join(layout::LEASES).join(&name);
             loop {
                 let (file, stat) = match self.inner.leases.open_or_create(name.as_ref(), 0o600) {
                     Ok(opened) => opened,
                     // In a store that we may only read there is no place for leases.
                     Err(error) if is_read_only(&error) => break,
+                    // Reads go on. All that have no lease of their own share one.
+                    Err(error) if disk::is_full(&error) => {
+                        if !is_crowded {
+                            locks.push(self.common_lease(mode, cancel)?);
+                            is_crowded = true;
+                        }
+                        break;
+                    }
                     Err(error) => return Err(error).context("lock", path),
                 };
                 let lock =
@@ -61,6 +70,15 @@ impl Cache {
             }
         }
         Ok(Lease { _locks: locks })
+    }
+
+    /// The lease of those who could not make one on a full disk: the folder's own lock.
+    fn common_lease(&self, mode: LockMode, cancel: &Cancel) -> Result<Lock> {
+        let path = || self.inner.path.join(layout::LEASES);
+        let again = self.inner.root.open_child(layout::LEASES.as_ref()).context("open", path)?;
+        let file = again.as_file().context("open", path)?;
+        let lock = Lock::acquire(file, mode, &|| cancel.is_cancelled()).context("lock", path)?;
+        lock.ok_or(Error::Cancelled)
     }
 
     /// Removes the files of leases that nobody holds.

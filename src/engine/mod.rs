@@ -24,10 +24,12 @@ mod destroy;
 mod entries;
 mod health;
 mod lease;
+mod ledgers;
 mod logs;
 mod output;
 mod restore;
 mod scrub;
+mod shares;
 mod stats;
 mod store;
 
@@ -51,6 +53,7 @@ use crate::disk::{self, Dir, FileKind, Lock, LockMode, layout};
 use crate::error::{Context, Error, Result};
 use crate::identity::{self, Identity};
 use crate::index::Index;
+use crate::ledger::Ledgers;
 use crate::options::CacheOptions;
 use std::ffi::OsStr;
 use std::io;
@@ -97,6 +100,8 @@ struct Inner {
     blobs: BlobStore,
     manifests: Dir,
     leases: Dir,
+    /// `None` in a store that we may only read and that never had any.
+    ledgers: Option<Ledgers>,
     index: Index,
     /// Whether something was stored that no barrier has covered yet.
     has_unsynced: AtomicBool,
@@ -146,6 +151,7 @@ impl Cache {
         let index =
             Index::new(again()?, again()?, &path, identity.row_key(), options.index_cache_bytes);
         let (manifests, leases) = (folder(layout::MANIFESTS)?, folder(layout::LEASES)?);
+        let ledgers = folder(layout::LEDGERS).ok().map(|folder| Ledgers::new(folder, &identity));
         let inner = Inner {
             path,
             root,
@@ -154,6 +160,7 @@ impl Cache {
             blobs,
             manifests,
             leases,
+            ledgers,
             index,
             has_unsynced: AtomicBool::new(false),
             _in_use: in_use,
@@ -204,6 +211,14 @@ impl Cache {
             Some(lock) => Ok(Some(lock)),
             None => Err(Error::Cancelled),
         }
+    }
+
+    /// Takes the store's lock if nobody holds it against us.
+    fn try_lock(&self, mode: LockMode) -> Result<Option<Lock>> {
+        let path = || self.inner.path.join(layout::LOCK);
+        let opened = self.inner.root.open_or_create(layout::LOCK.as_ref(), 0o600);
+        let (file, _) = opened.context("open", path)?;
+        Lock::try_acquire(file, mode).context("lock", path)
     }
 
     /// Says that the store was removed or replaced under us, where that is the reason.
@@ -265,7 +280,13 @@ fn make_folders(root: &Dir, path: &Path) -> Result<()> {
     let mut is_new = false;
     for folder in layout::FOLDERS {
         if root.stat(folder.as_ref()).context("look at", || path.join(folder))?.is_none() {
-            let _ = root.make_new(folder.as_ref(), 0o700).context("make", || path.join(folder))?;
+            match root.make_new(folder.as_ref(), 0o700) {
+                // What an earlier version made and we may only read.
+                Err(error) if is_read_only(&error) => continue,
+                made => {
+                    let _ = made.context("make", || path.join(folder))?;
+                }
+            }
             is_new = true;
         }
     }

@@ -148,6 +148,14 @@ impl CacheOutput {
         CacheOutput::new(path, OutputContent::Symlink(target.into()))
     }
 
+    /// Where its contents come from, if that is a file; else where it goes.
+    pub(super) fn source_path(&self) -> &Path {
+        match &self.content {
+            OutputContent::File(source) => source.path(),
+            _ => &self.path,
+        }
+    }
+
     /// Makes it executable (or not).
     #[must_use]
     pub fn with_executable(mut self, executable: bool) -> CacheOutput {
@@ -189,12 +197,32 @@ impl SourceFile {
         &self.path
     }
 
+    pub(super) fn name(&self) -> &OsStr {
+        self.path.file_name().unwrap_or_default()
+    }
+
+    /// The directory that holds it, if it was captured; the one in `last`, where that is the same.
+    /// Neighbours in a share have it in common.
+    pub(super) fn folder<'f>(&self, last: &'f mut Option<SourceFolder>) -> Result<Option<&'f Dir>> {
+        let Some(workspace) = &self.workspace else { return Ok(None) };
+        if !last.as_ref().is_some_and(|last| Arc::ptr_eq(&last.workspace, workspace)) {
+            let parent = self.path.parent().unwrap_or(Path::new(""));
+            let folder = self.explain(workspace.open_beneath(parent))?;
+            *last = Some(SourceFolder { workspace: Arc::clone(workspace), folder });
+        }
+        Ok(last.as_ref().map(|last| &last.folder))
+    }
+
     /// Opens it: a regular file, not through a symlink.
     pub(crate) fn open(&self, capabilities: Capabilities) -> Result<(File, FileStat)> {
-        let opened = match &self.workspace {
+        self.explain(match &self.workspace {
             Some(workspace) => workspace.open_regular_beneath(&self.path),
             None => open_alone(&self.path, capabilities),
-        };
+        })
+    }
+
+    /// Says what an error means for an output.
+    pub(super) fn explain<T>(&self, opened: io::Result<T>) -> Result<T> {
         match opened {
             Ok(opened) => Ok(opened),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -213,6 +241,13 @@ impl SourceFile {
             Err(error) => Err(error).context("open", || &self.path),
         }
     }
+}
+
+/// A directory in which captured files lie.
+#[derive(Debug)]
+pub(super) struct SourceFolder {
+    workspace: Arc<Dir>,
+    folder: Dir,
 }
 
 fn open_alone(path: &Path, capabilities: Capabilities) -> io::Result<(File, FileStat)> {

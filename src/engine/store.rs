@@ -10,20 +10,22 @@
 
 use super::Cache;
 use super::logs::encode_order;
-use super::output::{CacheEntry, CacheOutput, OutputContent};
+use super::output::{CacheEntry, CacheOutput, OutputContent, SourceFile, SourceFolder};
+use super::shares;
 use crate::blob::{Batch, Source};
 use crate::cancel::Cancel;
-use crate::disk::{self, LockMode, Timestamp};
+use crate::disk::{self, FileStat, LockMode, Timestamp};
 use crate::error::{Context, Error, Result};
 use crate::key::TaskDigest;
+use crate::ledger::{Cursor, Ledger, Row, Seen};
 use crate::manifest::{
     BlobRef, LOG_INLINE_BYTES_MAX, LogStream, Logs, Manifest, Node, NodeKind, Origin, OutputPath,
     PRIVATE_BLOB_MODE, blob_mode,
 };
 use crate::parallel;
 use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
 
 /// What a store operation did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -60,23 +62,63 @@ impl Cache {
     fn try_store(&self, task: &TaskDigest, entry: &CacheEntry, cancel: &Cancel) -> Result<Stored> {
         cancel.check()?;
         self.inner.blobs.refresh();
-        let _lease = match &entry.workspace {
+        let workspace = match &entry.workspace {
+            Some(workspace) => Some(disk::canonical(workspace).context("find", || workspace)?),
+            None => None,
+        };
+        let _lease = match &workspace {
             Some(workspace) => {
-                let workspace = disk::canonical(workspace).context("find", || workspace)?;
-                Some(self.lease(&workspace, &entry.roots, LockMode::Shared, cancel)?)
+                Some(self.lease(workspace, &entry.roots, LockMode::Shared, cancel)?)
             }
             None => None,
         };
-        let _lock = self.lock(LockMode::Shared, cancel)?;
-        let batch = self.inner.blobs.batch(self.inner.options.durability);
-        let ingest = Ingest { cache: self, batch: &batch, cancel, counts: Counts::default() };
-        let nodes = Mutex::new(Vec::with_capacity(entry.outputs.len()));
-        parallel::for_each_with(&entry.outputs, Vec::new, |buffer, output| {
-            let node = ingest.output(output, buffer)?;
-            nodes.lock().unwrap_or_else(PoisonError::into_inner).push(node);
-            Ok(())
-        })?;
-        let nodes = nodes.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let lock = self.lock(LockMode::Shared, cancel)?;
+        let batch = self.inner.blobs.batch(self.inner.options.durability, entry.outputs.len());
+        let stored = self.store_in(&batch, task, entry, workspace.as_deref(), cancel);
+        if stored.is_err() {
+            drop(lock);
+            self.abandon(&batch);
+        }
+        stored
+    }
+
+    /// Removes what a store that failed has published. Nobody may be storing meanwhile; if somebody
+    /// is, a sweep has to find it. Best effort.
+    fn abandon(&self, batch: &Batch<'_>) {
+        if let Ok(Some(_lock)) = self.try_lock(LockMode::Exclusive) {
+            batch.abandon();
+        }
+    }
+
+    /// The store operation itself, under its locks.
+    fn store_in(
+        &self,
+        batch: &Batch<'_>,
+        task: &TaskDigest,
+        entry: &CacheEntry,
+        workspace: Option<&Path>,
+        cancel: &Cancel,
+    ) -> Result<Stored> {
+        let about = workspace.map(|workspace| self.ledger_of_outputs(workspace, &entry.roots));
+        let ledger = about.map_or_else(Ledger::default, |about| self.read_ledger(about));
+        let outputs = &entry.outputs;
+        let ingest = Ingest { cache: self, batch, cancel, counts: Counts::default() };
+        let shares = shares::by_folder(outputs.iter().map(CacheOutput::source_path).enumerate());
+        let workers = parallel::for_each_with(
+            &shares,
+            outputs.len(),
+            || Worker::new(&ledger),
+            |worker, share| {
+                let mut folder = None;
+                let mut members = share.members.iter();
+                members.try_for_each(|at| ingest.output(&outputs[*at], &mut folder, worker))
+            },
+        )?;
+        let (mut nodes, mut rows) = (Vec::with_capacity(outputs.len()), Vec::new());
+        for worker in workers {
+            nodes.extend(worker.nodes);
+            rows.extend(worker.rows);
+        }
         let mut manifest = Manifest::assemble(entry.roots.clone(), nodes)?;
         manifest.exit_code = entry.exit_code;
         manifest.duration_ms = entry.duration_ms;
@@ -97,10 +139,13 @@ impl Cache {
             epoch: u64::from(self.inner.identity.epoch_after_writes()),
         };
         let stored = ingest.counts.stored(&manifest);
-        batch.publish(&|| !cancel.is_cancelled())?;
+        batch.finish()?;
         cancel.check()?;
         self.publish_manifest(task, &manifest)?;
         self.inner.has_unsynced.store(true, Ordering::Relaxed);
+        if let Some(about) = about {
+            self.write_ledger(about, &ledger, rows);
+        }
         Ok(stored)
     }
 }
@@ -129,12 +174,33 @@ struct Ingest<'a> {
     counts: Counts,
 }
 
-impl Ingest<'_> {
-    fn output(&self, output: &CacheOutput, buffer: &mut Vec<u8>) -> Result<Node> {
+/// What one thread has at hand, and what it made.
+struct Worker<'a> {
+    buffer: Vec<u8>,
+    cursor: Cursor<'a>,
+    nodes: Vec<Node>,
+    rows: Vec<Row<'a>>,
+}
+
+impl<'a> Worker<'a> {
+    fn new(ledger: &'a Ledger) -> Worker<'a> {
+        Worker { buffer: Vec::new(), cursor: ledger.cursor(), nodes: Vec::new(), rows: Vec::new() }
+    }
+}
+
+impl<'a> Ingest<'_> {
+    /// `folder` is the directory of the captured file that came before.
+    fn output(
+        &self,
+        output: &'a CacheOutput,
+        folder: &mut Option<SourceFolder>,
+        worker: &mut Worker<'a>,
+    ) -> Result<()> {
         self.cancel.check()?;
         let invalid = |reason| Error::InvalidOutput { path: output.path.clone(), reason };
         let path = OutputPath::parse(&output.path).map_err(|error| invalid(error.0))?;
         let default_mode = |is_executable| if is_executable { 0o755 } else { 0o644 };
+        let buffer = &mut worker.buffer;
         let kind = match &output.content {
             OutputContent::Directory => {
                 NodeKind::Directory { mode: output.mode.unwrap_or(0o755) & 0o777 }
@@ -150,15 +216,15 @@ impl Ingest<'_> {
                 let mode = output.mode.unwrap_or(default_mode(output.executable)) & 0o777;
                 self.file(&Source::Bytes(bytes), mode, output.modified, buffer)?
             }
-            OutputContent::File(source) => {
-                let (file, stat) = source.open(self.cache.inner.options.capabilities)?;
-                let source = Source::File { file: &file, stat: &stat, path: source.path() };
-                let mode = output.mode.unwrap_or(stat.mode) & 0o777;
-                self.file(&source, mode, output.modified.or(Some(stat.modified)), buffer)?
-            }
+            OutputContent::File(source) => self.source(output, source, folder, worker)?,
             OutputContent::Stored(blob) => {
                 let (file, stat) = blob.file()?;
-                let source = Source::File { file: &file, stat: &stat, path: &output.path };
+                let source = Source::File {
+                    file: &file,
+                    stat: &stat,
+                    path: &output.path,
+                    is_likely_known: true,
+                };
                 let mode = output.mode.unwrap_or(default_mode(output.executable)) & 0o777;
                 let kind = self.file(&source, mode, output.modified, buffer)?;
                 if !matches!(kind, NodeKind::File { digest, .. } if digest == blob.digest()) {
@@ -168,7 +234,50 @@ impl Ingest<'_> {
                 kind
             }
         };
-        Ok(Node { path, kind })
+        worker.nodes.push(Node { path, kind });
+        Ok(())
+    }
+
+    /// A file that was captured, or named by its path: not even opened if the ledger vouches for it
+    /// and the store has its bytes.
+    fn source(
+        &self,
+        output: &CacheOutput,
+        source: &'a SourceFile,
+        folder: &mut Option<SourceFolder>,
+        worker: &mut Worker<'a>,
+    ) -> Result<NodeKind> {
+        let mode_of = |stat: &FileStat| output.mode.unwrap_or(stat.mode) & 0o777;
+        let modified_of = |stat: &FileStat| output.modified.or(Some(stat.modified));
+        let Some(folder) = source.folder(folder)? else {
+            let (file, stat) = source.open(self.cache.inner.options.capabilities)?;
+            let (path, is_likely_known) = (source.path(), false);
+            let source = Source::File { file: &file, stat: &stat, path, is_likely_known };
+            return self.file(&source, mode_of(&stat), modified_of(&stat), &mut worker.buffer);
+        };
+        let (name, path) = (source.name(), source.path().as_os_str().as_bytes());
+        let row = worker.cursor.find(path);
+        if let Some(row) = row
+            && let Some(stat) = folder.stat(name).context("look at", || source.path())?
+            && row.seen.fits(&stat)
+        {
+            let (mode, modified) = (mode_of(&stat), modified_of(&stat));
+            let keep_going = || !self.cancel.is_cancelled();
+            if self.batch.has(&row.digest, blob_mode(mode), &keep_going)? {
+                worker.rows.push(Row { path, ..row });
+                let (digest, size_bytes) = (row.digest, stat.size_bytes);
+                return Ok(NodeKind::File { digest, size_bytes, mode, modified });
+            }
+        }
+        let (file, stat) = source.explain(folder.open_regular(name))?;
+        // What only has another time most likely has the same bytes.
+        let is_likely_known = row.is_some_and(|row| row.seen.size_bytes() == stat.size_bytes);
+        let place = Source::File { file: &file, stat: &stat, path: source.path(), is_likely_known };
+        let kind = self.file(&place, mode_of(&stat), modified_of(&stat), &mut worker.buffer)?;
+        if let NodeKind::File { digest, .. } = kind {
+            worker.rows.push(Row { path, digest, seen: Seen::private(stat) });
+        }
+        Ok(kind)
     }
 
     fn file(

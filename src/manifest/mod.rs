@@ -22,6 +22,7 @@ use crate::digest::Digest;
 use crate::disk::Timestamp;
 use crate::error::Error;
 use globset::{GlobBuilder, GlobMatcher};
+use std::cmp::Ordering;
 use std::path::Path;
 
 /// The result of one task.
@@ -219,6 +220,11 @@ impl Manifest {
     /// the way to a node added with mode 0755.
     pub(crate) fn normalize(&mut self) -> Result<(), TreeError> {
         self.roots.sort();
+        self.nodes.sort_by(|a, b| a.path.cmp(&b.path));
+        // What a capture lists, or a manifest was decoded to, is canonical already.
+        if self.check().is_ok() {
+            return Ok(());
+        }
         let globs = self.compiled_globs()?;
         let uncovered = self.nodes.iter().filter(|node| !self.is_covered(&node.path, &globs));
         let own_roots: Vec<Root> = uncovered.map(Root::of).collect();
@@ -236,7 +242,6 @@ impl Manifest {
             let is_inside = root.path.ancestors().any(|ancestor| is_directory_root(&ancestor));
             !is_inside && (root.kind == RootKind::Directory || !is_directory_root(&root.path))
         });
-        self.nodes.sort_by(|a, b| a.path.cmp(&b.path));
         let mut missing = Vec::new();
         {
             let find =
@@ -276,13 +281,12 @@ impl Manifest {
         let mut above: Vec<&Node> = Vec::new();
         let mut last: Option<&Node> = None;
         for node in &self.nodes {
-            if let Some(last) = last {
-                if node.path == last.path {
+            match last.map(|last| last.path.cmp(&node.path)) {
+                Some(Ordering::Equal) => {
                     return Err(error(node, "two outputs have the same path"));
                 }
-                if node.path < last.path {
-                    return Err(error(node, "outputs are not sorted"));
-                }
+                Some(Ordering::Greater) => return Err(error(node, "outputs are not sorted")),
+                Some(Ordering::Less) | None => {}
             }
             last = Some(node);
             while above.last().is_some_and(|top| !top.path.contains(&node.path)) {
@@ -299,8 +303,10 @@ impl Manifest {
                     return Err(error(node, "a directory on the way to an output is missing"));
                 }
             }
+            // What lies below a directory that is a root, or that a pattern matches, is covered with it.
+            let is_below = above.first().is_some_and(|top| self.owns(top, &globs));
             above.push(node);
-            if !self.is_covered(&node.path, &globs) {
+            if !is_below && !self.is_covered(&node.path, &globs) {
                 return Err(error(node, "an output is covered by no root"));
             }
             if let NodeKind::Symlink { target } = &node.kind
@@ -338,6 +344,12 @@ impl Manifest {
             || self.has_root(path, RootKind::Directory)
             || path.ancestors().any(|ancestor| self.has_root(&ancestor, RootKind::Directory))
             || globs.iter().flatten().any(|glob| covers(glob, path))
+    }
+
+    /// Whether a node is a root, or matches a pattern, itself.
+    fn owns(&self, node: &Node, globs: &[Option<GlobMatcher>]) -> bool {
+        self.has_root(&node.path, RootKind::Directory)
+            || globs.iter().flatten().any(|glob| glob.is_match(node.path.as_path()))
     }
 
     /// Whether there is such a root; roots must be sorted.

@@ -118,9 +118,13 @@ impl OutputPath {
 
 impl Ord for OutputPath {
     fn cmp(&self, other: &OutputPath) -> Ordering {
+        let (own, other) = (&self.0, &other.0);
         // NUL cannot occur in a path, so a separator may take its place in the order.
-        let rank = |byte: &u8| if *byte == b'/' { 0 } else { *byte };
-        self.0.iter().map(rank).cmp(other.0.iter().map(rank))
+        let rank = |byte: u8| if byte == b'/' { 0 } else { byte };
+        match own.iter().zip(other).find(|(own, other)| own != other) {
+            Some((own, other)) => rank(*own).cmp(&rank(*other)),
+            None => own.len().cmp(&other.len()),
+        }
     }
 }
 

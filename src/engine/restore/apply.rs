@@ -4,19 +4,20 @@
 //! leaves the workspace as it was. In `apply` each name goes from what it was to the whole new
 //! thing by one rename, and nothing new is written.
 
-use super::materialize::{FileNode, Materializer};
+use super::materialize::{FileNode, Materializer, Worker};
 use super::plan::{Merge, Plan, Tree};
 use super::scratch::Scratch;
 use super::workspace::{refuse, relative};
 use crate::disk::{self, Dir, Placed};
-use crate::error::{Context, Result};
+use crate::engine::shares;
+use crate::error::{Context, Error, Result};
+use crate::ledger::Seen;
 use crate::manifest::{Node, NodeKind, OutputPath};
 use crate::parallel;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::Ordering;
 
 /// A plan with everything staged.
 #[derive(Debug)]
@@ -24,6 +25,7 @@ pub(super) struct Stage<'m> {
     plan: Plan<'m>,
     /// For each merge, the names in its scratch directory.
     staged: Vec<Staged>,
+    done: Worker<'m>,
 }
 
 /// Names in scratch, in the order of the merge's lists.
@@ -34,17 +36,18 @@ struct Staged {
     symlinks: Vec<OsString>,
 }
 
-/// One file to stage.
-struct Item<'m, 's> {
-    file: FileNode<'m>,
-    place: Place<'s>,
-}
-
-enum Place<'s> {
-    /// In a tree, at the file's own path below the tree's root.
-    Tree { scratch: &'s Scratch, root: &'s OsStr, path: &'s Path },
+/// Some files and symlinks to stage, in one directory.
+enum Batch<'m, 's> {
+    /// In a directory of a tree, under their own names.
+    Tree {
+        scratch: &'s Scratch,
+        root: &'s OsStr,
+        folder: &'m Node,
+        base: &'m Path,
+        members: Vec<&'m Node>,
+    },
     /// Flat in a scratch directory.
-    Flat { scratch: &'s Scratch, name: &'s OsStr },
+    Flat { scratch: &'s Scratch, file: FileNode<'m>, name: &'s OsStr },
 }
 
 impl<'m> Stage<'m> {
@@ -58,107 +61,141 @@ impl<'m> Stage<'m> {
                 make_directories(tree, merge.scratch.dir()?, &name)?;
                 names.trees.push(name);
             }
-            names.files.extend(merge.files.iter().map(|_| merge.scratch.new_name()));
-            for node in &merge.symlinks {
+            names.files.extend(merge.findings.files.iter().map(|_| merge.scratch.new_name()));
+            for node in &merge.findings.symlinks {
                 let name = merge.scratch.new_name();
                 make_symlink(node, merge.scratch.dir()?, &name)?;
                 names.symlinks.push(name);
             }
             staged.push(names);
         }
-        make_files(&plan, &staged, materializer)?;
-        for (merge, names) in plan.merges.iter().zip(&staged) {
-            for (tree, name) in merge.trees.iter().zip(&names.trees) {
-                finish_tree(tree, merge.scratch.dir()?, name)?;
-            }
-        }
-        Ok(Stage { plan, staged })
+        let done = make_files(&plan, &staged, materializer)?;
+        Ok(Stage { plan, staged, done })
     }
 
-    /// Changes the workspace. Looks at the cancel flag only before the first change.
-    pub(super) fn apply(self, materializer: &Materializer<'_>) -> Result<()> {
+    /// Changes the workspace. Looks at the cancel flag only before the first change. Returns what the
+    /// whole restore did, and how its files look.
+    pub(super) fn apply(self, materializer: &Materializer<'_>) -> Result<Worker<'m>> {
         materializer.cancel.check()?;
-        for (merge, staged) in self.plan.merges.iter().zip(&self.staged) {
-            let mut folders = Folders { merge, last: None, opened: Vec::new() };
-            apply(merge, staged, &mut folders)?;
+        let mut done = self.done;
+        for (merge, staged) in self.plan.merges.into_iter().zip(&self.staged) {
+            let mut folders = Folders { merge: &merge, last: None, opened: Vec::new() };
+            apply(&merge, staged, &mut folders, &mut done)?;
             folders.close()?;
-            for (node, mode) in merge.modes.iter().rev() {
+            for (node, mode) in merge.findings.modes.iter().rev() {
                 let dir = merge.base.open_beneath(relative(&merge.base_path, &node.path));
                 let dir = dir.context("open", || &node.path)?;
                 dir.set_mode_self(*mode).context("set the mode of", || &node.path)?;
             }
-            materializer.counters.removed.fetch_add(merge.remove.len() as u64, Ordering::Relaxed);
+            done.counters.add(&merge.findings.counters);
+            done.counters.removed += merge.findings.remove.len() as u64;
+            done.seen.extend(merge.findings.seen);
         }
-        Ok(())
+        Ok(done)
     }
 }
 
-fn make_files(plan: &Plan<'_>, staged: &[Staged], materializer: &Materializer<'_>) -> Result<()> {
-    let mut items = Vec::new();
+fn make_files<'m>(
+    plan: &Plan<'m>,
+    staged: &[Staged],
+    materializer: &Materializer<'_>,
+) -> Result<Worker<'m>> {
+    let mut batches = Vec::new();
+    let mut pieces = 0;
     for (merge, names) in plan.merges.iter().zip(staged) {
         for (tree, root) in merge.trees.iter().zip(&names.trees) {
+            pieces += tree.nodes.len();
             let base = tree.root().as_path();
-            let files = tree.nodes.iter().filter_map(FileNode::of);
-            items.extend(files.map(|file| {
-                let path = relative(base, &file.node.path);
-                Item { place: Place::Tree { scratch: &merge.scratch, root, path }, file }
-            }));
-        }
-        let files = merge.files.iter().zip(&names.files);
-        items.extend(files.map(|(file, name)| Item {
-            file: *file,
-            place: Place::Flat { scratch: &merge.scratch, name },
-        }));
-    }
-    parallel::for_each_with(
-        &items,
-        || (Vec::new(), None),
-        |(buffer, last): &mut (Vec<u8>, Option<(&OsStr, &Path, Dir)>), item| match &item.place {
-            Place::Flat { scratch, name } => {
-                materializer.make(&item.file, scratch.dir()?, name, buffer)
-            }
-            Place::Tree { scratch, root, path } => {
-                let parent = path.parent().unwrap_or(Path::new(""));
-                // Neighbours share a directory; it is opened once for a run of them. Roots are
-                // compared by address: those of different scratches may have equal names.
-                let is_same = |(at_root, at, _): &(&OsStr, &Path, Dir)| {
-                    std::ptr::eq(*at_root, *root) && *at == parent
-                };
-                if !last.as_ref().is_some_and(is_same) {
-                    let dir = scratch.dir()?.open_beneath(&Path::new(root).join(parent));
-                    let dir = dir.context("open the folder of", || &item.file.node.path)?;
-                    *last = Some((root, parent, dir));
+            let scratch = &merge.scratch;
+            let mut folders: HashMap<&Path, &Node> = HashMap::new();
+            for node in tree.nodes {
+                if matches!(node.kind, NodeKind::Directory { .. }) {
+                    folders.insert(node.path.as_path(), node);
                 }
-                let (_, _, dir) = last.as_ref().expect("set above");
-                let name = path.file_name().expect("a file lies below its root");
-                materializer.make(&item.file, dir, name, buffer)
             }
-        },
-    )
+            let others = tree
+                .nodes
+                .iter()
+                .enumerate()
+                .filter(|(_, node)| !matches!(node.kind, NodeKind::Directory { .. }));
+            for share in shares::by_folder(others.map(|(at, node)| (at, node.path.as_path()))) {
+                let folder = *folders.get(share.folder).ok_or(Error::Internal {
+                    what: "placing a file of a directory that is no part of its tree",
+                })?;
+                let members = share.members.iter().map(|position| &tree.nodes[*position]).collect();
+                batches.push(Batch::Tree { scratch, root, folder, base, members });
+            }
+        }
+        let scratch = &merge.scratch;
+        let files = merge.findings.files.iter().zip(&names.files);
+        batches.extend(files.map(|(file, name)| Batch::Flat { scratch, file: *file, name }));
+        pieces += names.files.len();
+    }
+    let workers =
+        parallel::for_each_with(&batches, pieces, Worker::default, |worker, batch| match batch {
+            // How it looks is known when it is in place: a rename changes the change time.
+            Batch::Flat { scratch, file, name } => {
+                materializer.make(file, scratch.dir()?, name, worker).map(|_| ())
+            }
+            Batch::Tree { scratch, root, folder, base, members } => {
+                let path = Path::new(root).join(relative(base, &folder.path));
+                let dir = scratch.dir()?.open_beneath(&path);
+                let dir = dir.context("open the folder of", || &folder.path)?;
+                for node in members {
+                    let name = node.path.name();
+                    match FileNode::of(node) {
+                        Some(file) => {
+                            let seen = materializer.make(&file, &dir, name, worker)?;
+                            worker.seen.push((file, seen));
+                        }
+                        None => make_symlink(node, &dir, name)?,
+                    }
+                }
+                Ok(())
+            }
+        })?;
+    for (merge, names) in plan.merges.iter().zip(staged) {
+        for (tree, name) in merge.trees.iter().zip(&names.trees) {
+            close_directories(tree, merge.scratch.dir()?, name)?;
+        }
+    }
+    Ok(workers.into_iter().reduce(Worker::joined).unwrap_or_default())
 }
 
-/// Makes the directories of a tree in scratch, with mode 0700 for the time being.
+/// What every directory of ours has while it is filled.
+const OPEN_MODE: u32 = 0o700;
+
+/// Makes the directories of a tree in scratch, each with its own mode where that lets us fill it.
+/// The root's own mode comes after the move, since a directory without write permission cannot be
+/// moved.
 fn make_directories(tree: &Tree<'_>, scratch: &Dir, name: &OsStr) -> Result<()> {
     let place = || tree.root().as_path();
-    let _ = scratch.make_new(name, 0o700).context("make", place)?;
+    let _ = scratch.make_new(name, OPEN_MODE).context("make", place)?;
     let root = scratch.open_child(name).context("open", place)?;
-    let mut above: Vec<(&OutputPath, Dir)> = Vec::new();
-    for node in
-        tree.nodes.iter().skip(1).filter(|node| matches!(node.kind, NodeKind::Directory { .. }))
-    {
-        while above.last().is_some_and(|(path, _)| !path.contains(&node.path)) {
-            above.pop();
-        }
-        let parent = above.last().map_or(&root, |(_, dir)| dir);
-        if parent.make_new(node.path.name(), 0o700).context("make", || &node.path)?
-            == Placed::Occupied
-        {
+    for node in tree.nodes.iter().skip(1) {
+        let NodeKind::Directory { mode } = node.kind else { continue };
+        // One name of several components, in a directory that nobody else can enter.
+        let below = relative(place(), &node.path);
+        let placed = root.make_new(below.as_os_str(), mode | OPEN_MODE);
+        if placed.context("make", || &node.path)? == Placed::Occupied {
             return Err(refuse(&node.path, "two outputs have the same name on this filesystem"));
         }
-        above.push((
-            &node.path,
-            parent.open_child(node.path.name()).context("open", || &node.path)?,
-        ));
+    }
+    Ok(())
+}
+
+/// Gives the directories of a tree that is filled their modes, from the bottom up, where the umask
+/// took something off, or where they could not have been filled.
+fn close_directories(tree: &Tree<'_>, scratch: &Dir, name: &OsStr) -> Result<()> {
+    let root = scratch.open_child(name).context("open", || tree.root())?;
+    for node in tree.nodes.iter().skip(1).rev() {
+        let NodeKind::Directory { mode } = node.kind else { continue };
+        let below = relative(tree.root().as_path(), &node.path);
+        let stat = root.stat(below.as_os_str()).context("look at", || &node.path)?;
+        if stat.is_none_or(|stat| stat.mode & 0o777 != mode) {
+            let dir = root.open_beneath(below).context("open", || &node.path)?;
+            dir.set_mode_self(mode).context("set the mode of", || &node.path)?;
+        }
     }
     Ok(())
 }
@@ -175,41 +212,35 @@ fn make_symlink(node: &Node, dir: &Dir, name: &OsStr) -> Result<()> {
     Ok(())
 }
 
-/// Symlinks, then the modes of directories from the bottom up; the root's own mode comes after the
-/// move, since a directory without write permission cannot be moved.
-fn finish_tree(tree: &Tree<'_>, scratch: &Dir, name: &OsStr) -> Result<()> {
-    let root = scratch.open_child(name).context("open", || tree.root())?;
-    let base = tree.root().as_path();
-    for node in tree.nodes.iter().filter(|node| matches!(node.kind, NodeKind::Symlink { .. })) {
-        let parent = relative(base, &node.path).parent().unwrap_or(Path::new(""));
-        let dir = root.open_beneath(parent).context("open the folder of", || &node.path)?;
-        make_symlink(node, &dir, node.path.name())?;
-    }
-    for node in tree.nodes.iter().skip(1).rev() {
-        if let NodeKind::Directory { mode } = node.kind {
-            let dir =
-                root.open_beneath(relative(base, &node.path)).context("open", || &node.path)?;
-            dir.set_mode_self(mode).context("set the mode of", || &node.path)?;
-        }
-    }
-    Ok(())
-}
-
-fn apply(merge: &Merge<'_>, staged: &Staged, folders: &mut Folders<'_, '_>) -> Result<()> {
-    for path in &merge.remove {
+fn apply<'m>(
+    merge: &Merge<'m>,
+    staged: &Staged,
+    folders: &mut Folders<'_, 'm>,
+    done: &mut Worker<'m>,
+) -> Result<()> {
+    let findings = &merge.findings;
+    for path in &findings.remove {
         merge.scratch.take_away(folders.of(path)?, path.name())?;
     }
     for (tree, name) in merge.trees.iter().zip(&staged.trees) {
         place_tree(merge, tree, name, folders)?;
     }
-    let files = merge.files.iter().map(|file| file.node).zip(&staged.files);
-    let symlinks = merge.symlinks.iter().copied().zip(&staged.symlinks);
+    let files = findings.files.iter().map(|file| file.node).zip(&staged.files);
+    let symlinks = findings.symlinks.iter().copied().zip(&staged.symlinks);
     for (node, name) in files.chain(symlinks) {
         let dir = folders.of(&node.path)?;
         let renamed = merge.scratch.dir()?.rename(name, dir, node.path.name());
         renamed.context("move into place", || &node.path)?;
+        if let Some(file) = FileNode::of(node)
+            && let Some(stat) = dir.stat(node.path.name()).context("look at", || &node.path)?
+        {
+            // Nothing but a blob has several names and no write permission.
+            let is_blob = stat.links > 1 && stat.mode & 0o222 == 0;
+            let seen = if is_blob { Seen::blob(stat) } else { Seen::private(stat) };
+            done.seen.push((file, seen));
+        }
     }
-    for file in &merge.times {
+    for file in &findings.times {
         let path = relative(&merge.base_path, &file.node.path);
         let (open, _) =
             merge.base.open_regular_beneath(path).context("open", || &file.node.path)?;
@@ -299,7 +330,9 @@ impl Drop for Folders<'_, '_> {
 /// and only if there are such names at all.
 fn refuse_folded_names(merge: &Merge<'_>) -> Result<()> {
     let mut folded: BTreeMap<(&Path, String), &Node> = BTreeMap::new();
-    let nodes = merge.files.iter().map(|file| file.node).chain(merge.symlinks.iter().copied());
+    let findings = &merge.findings;
+    let nodes =
+        findings.files.iter().map(|file| file.node).chain(findings.symlinks.iter().copied());
     let roots = merge.trees.iter().map(|tree| &tree.nodes[0]);
     for node in nodes.chain(roots) {
         let path = &node.path;

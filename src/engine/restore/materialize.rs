@@ -8,24 +8,21 @@
 //!   old enough that a later write must change it (git's rule for racily fresh times).
 
 use super::report::{CopyReason, Counters, Method};
-use crate::blob::{OpenBlob, Proof};
+use crate::blob::{OpenBlob, Proof, StampView};
 use crate::cancel::Cancel;
 use crate::digest::Digest;
 use crate::disk::{self, Dir, FileStat, Placed, Timestamp};
 use crate::engine::Cache;
 use crate::error::{Context, Error, Result};
+use crate::ledger::{self, Seen};
 use crate::manifest::{Node, NodeKind, blob_mode};
 use crate::options::{LINK_BYTES_MIN, LinkMode, MtimeMode, PRIVATE_SUFFIXES, RestoreOptions};
 use std::ffi::OsStr;
 use std::io::{self, Write};
-use std::sync::{Mutex, PoisonError};
+use std::sync::OnceLock;
 
 /// Up to this size a blob is read into memory, hashed there and written from there.
-const MEMORY_BYTES_MAX: u64 = 256 * 1024;
-
-/// The coarsest clock by which a kernel stamps writes ticks every 10 ms (HZ=100); twice that is
-/// safe, and nobody waits for it. Kernels since 6.13 have finer ones.
-const YOUNG_NANOSECONDS: i64 = 20_000_000;
+pub(super) const MEMORY_BYTES_MAX: u64 = 256 * 1024;
 
 /// A regular file of a manifest.
 #[derive(Debug, Clone, Copy)]
@@ -52,30 +49,57 @@ impl<'m> FileNode<'m> {
 pub(super) struct Materializer<'a> {
     pub(super) cache: &'a Cache,
     pub(super) options: RestoreOptions,
-    pub(super) counters: &'a Counters,
     pub(super) cancel: &'a Cancel,
+    view: StampView,
     reflinks: Way,
     hardlinks: Way,
 }
 
+/// What became of an attempt to link or clone.
+#[derive(Debug)]
+enum Made {
+    Done(Seen),
+    Refused(CopyReason),
+}
+
+/// What one thread has at hand, and what it did.
+#[derive(Debug, Default)]
+pub(super) struct Worker<'m> {
+    buffer: Vec<u8>,
+    pub(super) counters: Counters,
+    /// The files that are in place now, and how they look.
+    pub(super) seen: Vec<(FileNode<'m>, Seen)>,
+}
+
+impl<'m> Worker<'m> {
+    pub(super) fn joined(mut self, other: Worker<'m>) -> Worker<'m> {
+        self.counters.add(&other.counters);
+        self.seen.extend(other.seen);
+        self
+    }
+}
+
 /// Whether a way works between this store and this workspace, as found by trying.
 #[derive(Debug)]
-struct Way(Mutex<Option<CopyReason>>);
+struct Way(OnceLock<CopyReason>);
 
 impl Way {
     fn new(is_allowed: bool) -> Way {
-        Way(Mutex::new((!is_allowed).then_some(CopyReason::Unsupported)))
+        let way = Way(OnceLock::new());
+        if !is_allowed {
+            way.0.get_or_init(|| CopyReason::Unsupported);
+        }
+        way
     }
 
     fn refusal(&self) -> Option<CopyReason> {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.get().copied()
     }
 
     fn refuse(&self, error: &io::Error) -> CopyReason {
         let is_other = disk::is_cross_device(error);
         let reason = if is_other { CopyReason::OtherFilesystem } else { CopyReason::Unsupported };
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason);
-        reason
+        *self.0.get_or_init(|| reason)
     }
 }
 
@@ -83,15 +107,15 @@ impl<'a> Materializer<'a> {
     pub(super) fn new(
         cache: &'a Cache,
         options: RestoreOptions,
-        counters: &'a Counters,
         cancel: &'a Cancel,
+        files: usize,
     ) -> Materializer<'a> {
         let capabilities = cache.inner.options.capabilities;
         Materializer {
             cache,
             options,
-            counters,
             cancel,
+            view: cache.inner.blobs.view(files),
             reflinks: Way::new(capabilities.reflink),
             hardlinks: Way::new(capabilities.hardlink),
         }
@@ -119,59 +143,59 @@ impl<'a> Materializer<'a> {
         self.ways(file).contains(&Method::Hardlinked)
     }
 
-    /// Makes `file` as the new name `name` in `dir`, complete with mode and time.
+    /// Makes `file` as the new name `name` in `dir`, complete with mode and time. Returns how it
+    /// looks.
     pub(super) fn make(
         &self,
         file: &FileNode<'_>,
         dir: &Dir,
         name: &OsStr,
-        buffer: &mut Vec<u8>,
-    ) -> Result<()> {
+        worker: &mut Worker<'_>,
+    ) -> Result<Seen> {
         self.cancel.check()?;
         let mut reason = None;
         for way in self.ways(file) {
-            let refused = match way {
+            let made = match way {
                 Method::Reflinked => self.reflink(file, dir, name)?,
                 _ => self.hardlink(file, dir, name)?,
             };
-            match refused {
-                None => {
-                    self.counters.count(*way, file.size_bytes);
-                    return Ok(());
+            match made {
+                Made::Done(seen) => {
+                    worker.counters.count(*way, file.size_bytes);
+                    return Ok(seen);
                 }
                 // Why there is no hardlink tells more than that there are no reflinks.
-                Some(why) if reason.is_none() || *way == Method::Hardlinked => reason = Some(why),
-                Some(_) => {}
+                Made::Refused(why) if reason.is_none() || *way == Method::Hardlinked => {
+                    reason = Some(why);
+                }
+                Made::Refused(_) => {}
             }
         }
         // Where a private file was wanted, that there are no reflinks is nothing to tell.
         if let Some(reason) = reason.filter(|_| !self.wants_private(file)) {
-            self.counters.explain(reason);
+            worker.counters.explain(reason);
         }
-        self.copy(file, dir, name, buffer)?;
-        self.counters.count(Method::Copied, file.size_bytes);
-        Ok(())
+        let stat = self.copy(file, dir, name, &mut worker.buffer)?;
+        worker.counters.count(Method::Copied, file.size_bytes);
+        Ok(Seen::private(stat))
     }
 
-    /// `None` if it is made, else why it was not.
-    fn hardlink(&self, file: &FileNode<'_>, dir: &Dir, name: &OsStr) -> Result<Option<CopyReason>> {
+    fn hardlink(&self, file: &FileNode<'_>, dir: &Dir, name: &OsStr) -> Result<Made> {
         if let Some(reason) = self.hardlinks.refusal() {
-            return Ok(Some(reason));
+            return Ok(Made::Refused(reason));
         }
         let mode = blob_mode(file.mode);
         if file.mode & 0o555 != mode {
-            return Ok(Some(CopyReason::Mode));
+            return Ok(Made::Refused(CopyReason::Mode));
         }
         let stat = self.prove(file)?;
         if self.options.mtime_mode == MtimeMode::Recorded
             && file.modified.is_some_and(|modified| modified != stat.modified)
         {
-            return Ok(Some(CopyReason::ModificationTime));
+            return Ok(Made::Refused(CopyReason::ModificationTime));
         }
-        // A time of whole seconds is most likely of a filesystem that keeps no others.
-        let grain = if stat.modified.nanoseconds == 0 { 2_000_000_000 } else { YOUNG_NANOSECONDS };
-        if disk::now().nanoseconds_since(stat.modified) < grain {
-            return Ok(Some(CopyReason::Young));
+        if ledger::is_young(stat.modified, disk::now()) {
+            return Ok(Made::Refused(CopyReason::Young));
         }
         let linked = match self.link(file, mode, dir, name) {
             Err(error) if disk::is_link_limit(&error) => {
@@ -181,23 +205,24 @@ impl<'a> Materializer<'a> {
             linked => linked,
         };
         match linked {
-            Ok(Placed::Here) => Ok(None),
+            Ok(Placed::Here) => Ok(Made::Done(Seen::blob(stat))),
             Ok(Placed::Occupied) => Err(occupied(file)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Err(self.missing(file)),
-            Err(error) if disk::is_unsupported(&error) => Ok(Some(self.hardlinks.refuse(&error))),
+            Err(error) if disk::is_unsupported(&error) => {
+                Ok(Made::Refused(self.hardlinks.refuse(&error)))
+            }
             Err(error) => Err(error).context("link to", || &file.node.path),
         }
     }
 
     fn link(&self, file: &FileNode<'_>, mode: u32, dir: &Dir, name: &OsStr) -> io::Result<Placed> {
         let (folder, blob) = self.cache.inner.blobs.place_of(&file.digest, mode);
-        folder.link(&blob, dir, name)
+        folder.link(blob.name(), dir, name)
     }
 
-    /// `None` if it is made, else why it was not.
-    fn reflink(&self, file: &FileNode<'_>, dir: &Dir, name: &OsStr) -> Result<Option<CopyReason>> {
+    fn reflink(&self, file: &FileNode<'_>, dir: &Dir, name: &OsStr) -> Result<Made> {
         if let Some(reason) = self.reflinks.refusal() {
-            return Ok(Some(reason));
+            return Ok(Made::Refused(reason));
         }
         let (proven, blob) = self.open_proven(file)?;
         let target = create(file, dir, name)?;
@@ -206,7 +231,7 @@ impl<'a> Materializer<'a> {
             Ok(()) => {}
             Err(error) if disk::is_unsupported(&error) => {
                 dir.unlink(name).context("remove", || &file.node.path)?;
-                return Ok(Some(self.reflinks.refuse(&error)));
+                return Ok(Made::Refused(self.reflinks.refuse(&error)));
             }
             Err(error) => return Err(error).context("clone to", || &file.node.path),
         }
@@ -214,8 +239,7 @@ impl<'a> Materializer<'a> {
         if after.stamp() != proven.stamp() {
             return Err(self.damaged(file, None, &blob));
         }
-        self.finish(file, &target)?;
-        Ok(None)
+        Ok(Made::Done(Seen::private(self.finish(file, &target)?)))
     }
 
     fn copy(
@@ -224,13 +248,13 @@ impl<'a> Materializer<'a> {
         dir: &Dir,
         name: &OsStr,
         buffer: &mut Vec<u8>,
-    ) -> Result<()> {
+    ) -> Result<FileStat> {
         if file.size_bytes == 0 {
             let target = create(file, dir, name)?;
             return self.finish(file, &target);
         }
         let blob = self.open(file)?;
-        let actual = if file.size_bytes <= MEMORY_BYTES_MAX {
+        if file.size_bytes <= MEMORY_BYTES_MAX {
             match disk::read_exactly(&blob.file, file.size_bytes as usize, buffer) {
                 Err(error) if disk::is_unreadable(&error) => {
                     return Err(self.damaged(file, None, &blob));
@@ -238,38 +262,42 @@ impl<'a> Materializer<'a> {
                 read => read.context("read", || self.blob_path(file))?,
             }
             let actual = Digest::of(buffer);
-            if actual == file.digest {
-                let mut target = create(file, dir, name)?;
-                target.write_all(buffer).context("write", || &file.node.path)?;
-                self.finish(file, &target)?;
+            if actual != file.digest {
+                return Err(self.damaged(file, Some(actual), &blob));
             }
-            actual
-        } else {
             let mut target = create(file, dir, name)?;
-            let copied = disk::copy_hashing(&blob.file, &mut target, &blob.stat, &|| {
-                !self.cancel.is_cancelled()
-            });
-            let actual = match copied {
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {
-                    return Err(Error::Cancelled);
-                }
-                copied => copied.context("copy to", || &file.node.path)?,
-            };
-            self.finish(file, &target)?;
-            actual
-        };
-        if actual == file.digest { Ok(()) } else { Err(self.damaged(file, Some(actual), &blob)) }
+            target.write_all(buffer).context("write", || &file.node.path)?;
+            return self.finish(file, &target);
+        }
+        let mut target = create(file, dir, name)?;
+        let copied = disk::copy_hashing(&blob.file, &mut target, &blob.stat, &|| {
+            !self.cancel.is_cancelled()
+        });
+        match copied {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => Err(Error::Cancelled),
+            Ok(actual) if actual != file.digest => Err(self.damaged(file, Some(actual), &blob)),
+            copied => {
+                copied.context("copy to", || &file.node.path)?;
+                self.finish(file, &target)
+            }
+        }
     }
 
-    /// Gives a private file its mode and time.
-    fn finish(&self, file: &FileNode<'_>, target: &std::fs::File) -> Result<()> {
-        disk::set_mode(target, file.mode).context("set the mode of", || &file.node.path)?;
-        match file.modified {
-            Some(modified) if self.options.mtime_mode != MtimeMode::Now => {
-                disk::set_modified(target, modified).context("set the time of", || &file.node.path)
-            }
-            _ => Ok(()),
+    /// Gives a private file its time, and its mode where the umask took something off. Returns how
+    /// it looks.
+    fn finish(&self, file: &FileNode<'_>, target: &std::fs::File) -> Result<FileStat> {
+        let path = || &file.node.path;
+        if let Some(modified) = file.modified
+            && self.options.mtime_mode != MtimeMode::Now
+        {
+            disk::set_modified(target, modified).context("set the time of", path)?;
         }
+        let stat = disk::stat_file(target).context("look at", path)?;
+        if stat.mode == file.mode {
+            return Ok(stat);
+        }
+        disk::set_mode(target, file.mode).context("set the mode of", path)?;
+        disk::stat_file(target).context("look at", path)
     }
 
     /// Proves the blob of a file, or says what is wrong with it.
@@ -280,7 +308,7 @@ impl<'a> Materializer<'a> {
             .cache
             .inner
             .blobs
-            .prove(&file.digest, mode, level, &|| !self.cancel.is_cancelled())?
+            .prove(&self.view, &file.digest, mode, level, &|| !self.cancel.is_cancelled())?
         {
             Proof::Intact(stat) => Ok(stat),
             Proof::Missing => Err(self.missing(file)),
@@ -339,7 +367,8 @@ fn is_private(file: &FileNode<'_>) -> bool {
 }
 
 fn create(file: &FileNode<'_>, dir: &Dir, name: &OsStr) -> Result<std::fs::File> {
-    match dir.create_new(name, 0o600) {
+    // Nobody else can enter a directory of ours to meet a file that is not complete.
+    match dir.create_new(name, file.mode) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Err(occupied(file)),
         created => created.context("make", || &file.node.path),
     }

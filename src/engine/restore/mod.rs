@@ -18,6 +18,7 @@
 //!   that lies in the workspace is nobody's output.
 
 mod apply;
+mod compare;
 mod extras;
 mod materialize;
 mod plan;
@@ -32,11 +33,11 @@ use crate::cancel::Cancel;
 use crate::disk::{self, Dir, LockMode};
 use crate::error::{Context, Error, Result};
 use crate::key::TaskDigest;
+use crate::ledger::Row;
 use crate::options::RestoreOptions;
 use apply::Stage;
 use materialize::Materializer;
 use plan::Plan;
-use report::Counters;
 use std::path::Path;
 use workspace::Workspace;
 
@@ -79,15 +80,25 @@ impl Cache {
         self.inner.blobs.refresh();
         let dir = Dir::open(&canonical, self.inner.options.capabilities);
         let dir = dir.context("open the workspace", || workspace)?;
-        let counters = Counters::default();
-        let materializer = Materializer::new(self, options, &counters, cancel);
+        let materializer = Materializer::new(self, options, cancel, manifest.nodes.len());
         let store = disk::canonical(&self.inner.path).unwrap_or_else(|_| self.inner.path.clone());
         let place = Workspace { dir: &dir, store: store.strip_prefix(&canonical).ok() };
-        let restored = Plan::make(place, &manifest, &materializer)
+        let about = self.ledger_of_outputs(&canonical, &manifest.roots);
+        let ledger = self.read_ledger(about);
+        let restored = Plan::make(place, &manifest, &ledger, &materializer)
             .and_then(|plan| Stage::make(plan, &materializer))
             .and_then(|stage| stage.apply(&materializer));
         match restored {
-            Ok(()) => Ok(Some(counters.restored(manifest))),
+            Ok(done) => {
+                let rows = done.seen.iter().map(|(file, seen)| Row {
+                    path: file.node.path.as_bytes(),
+                    digest: file.digest,
+                    seen: *seen,
+                });
+                self.write_ledger(about, &ledger, rows.collect());
+                let counters = done.counters;
+                Ok(Some(counters.restored(manifest)))
+            }
             Err(error @ Error::Damaged { .. }) => {
                 // So that the next lookup is a miss and the next store heals it.
                 self.remove_if_unchanged(task, stat.stamp())?;

@@ -1,26 +1,24 @@
 //! Plan: what a restore has to do, from one look at the workspace. Changes nothing.
 //!
 //! A directory that is absent becomes a [`Tree`], built whole and renamed once. Everything else is
-//! compared name by name: kept, replaced or removed.
+//! compared name by name (`compare`): kept, replaced or removed. Directories that the entry owns
+//! whole are shared out to threads, one by one.
 
+use super::compare::{Comparer, Findings};
 use super::extras;
 use super::materialize::{FileNode, Materializer};
-use super::report::Method;
-use super::scratch::{Scratch, is_scratch};
-use super::workspace::{Workspace, is_store, refuse, relative};
-use crate::disk::{self, Dir, FileKind, FileStat};
-use crate::error::{Context, Error, Result};
-use crate::identity;
-use crate::manifest::{Manifest, Node, NodeKind, OutputPath, RootKind, blob_mode, covers};
-use crate::options::MtimeMode;
+use super::scratch::Scratch;
+use super::workspace::{Workspace, refuse};
+use crate::disk::{self, Dir, FileKind};
+use crate::engine::shares;
+use crate::error::{Context, Result};
+use crate::ledger::Ledger;
+use crate::manifest::{Manifest, Node, NodeKind, OutputPath, RootKind, covers};
 use crate::parallel;
 use std::collections::btree_map::Entry;
-use std::collections::{BTreeMap, BTreeSet};
-use std::ffi::OsString;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
 
 /// All the work, in parts of which each is done within one mount.
 #[derive(Debug)]
@@ -35,15 +33,8 @@ pub(super) struct Merge<'m> {
     /// Where `base` lies in the workspace.
     pub(super) base_path: PathBuf,
     pub(super) scratch: Scratch,
-    /// What has to go, before anything else.
-    pub(super) remove: Vec<OutputPath>,
     pub(super) trees: Vec<Tree<'m>>,
-    pub(super) files: Vec<FileNode<'m>>,
-    pub(super) symlinks: Vec<&'m Node>,
-    /// Files with the right bytes and another time than the one recorded.
-    pub(super) times: Vec<FileNode<'m>>,
-    /// Directories that are there with another mode, in the order of their paths.
-    pub(super) modes: Vec<(&'m Node, u32)>,
+    pub(super) findings: Findings<'m>,
 }
 
 /// A directory that is absent, and all that is below it: the first node is the directory itself.
@@ -59,16 +50,18 @@ impl<'m> Tree<'m> {
 }
 
 impl<'m> Plan<'m> {
-    /// Looks at the workspace. Reads the files that might be right already.
+    /// Looks at the workspace. Reads the files that might be right already, and that the ledger does
+    /// not vouch for.
     pub(super) fn make(
         workspace: Workspace<'_>,
         manifest: &'m Manifest,
+        ledger: &Ledger,
         materializer: &Materializer<'_>,
     ) -> Result<Plan<'m>> {
         let mut planner = Planner {
             workspace,
             manifest,
-            materializer,
+            comparer: Comparer::new(workspace, ledger, materializer),
             parents: None,
             scattered: BTreeMap::new(),
             merges: Vec::new(),
@@ -104,7 +97,7 @@ impl<'m> Plan<'m> {
 struct Planner<'a, 'm> {
     workspace: Workspace<'a>,
     manifest: &'m Manifest,
-    materializer: &'a Materializer<'a>,
+    comparer: Comparer<'a>,
     /// The last parent that was opened; neighbours share one.
     parents: Option<(PathBuf, Option<Dir>)>,
     /// By mount: what is done from the workspace itself, and which files might be right.
@@ -127,20 +120,51 @@ impl<'m> Planner<'_, 'm> {
                 let base =
                     self.workspace.dir.open_beneath(root.as_path()).context("open", || root)?;
                 let mut merge = self.merge_at(base, root.as_path().to_path_buf(), root)?;
-                let candidates = Walk::run(&mut merge, self.workspace, nodes)?;
-                self.judge(&mut merge, &candidates)?;
+                self.compare_tree(&mut merge, nodes)?;
                 self.merges.push(merge);
                 Ok(())
             }
             found => {
                 let (merge, _) = self.scattered_merge(root)?;
                 if found.is_some() {
-                    merge.remove.push(root.clone());
+                    merge.findings.remove.push(root.clone());
                 }
                 merge.trees.push(Tree { nodes });
                 Ok(())
             }
         }
+    }
+
+    /// Compares an existing directory, and all that is below it, with its nodes.
+    fn compare_tree(&self, merge: &mut Merge<'m>, nodes: &'m [Node]) -> Result<()> {
+        let folders = nodes.iter().filter(|node| matches!(node.kind, NodeKind::Directory { .. }));
+        let paths = nodes.iter().skip(1).map(|node| node.path.as_path());
+        let mut members: HashMap<&Path, Vec<&'m Node>> = HashMap::new();
+        for share in shares::by_folder(paths.enumerate()) {
+            let nodes = share.members.iter().map(|position| &nodes[position + 1]);
+            members.entry(share.folder).or_default().extend(nodes);
+        }
+        let owned: Vec<(&'m Node, Vec<&'m Node>)> = folders
+            .map(|folder| (folder, members.remove(folder.path.as_path()).unwrap_or_default()))
+            .collect();
+        let device = merge.base.stat_self().context("look at", || &nodes[0].path)?.device;
+        let workers = parallel::for_each_with(
+            &owned,
+            nodes.len(),
+            || self.comparer.worker(),
+            |worker, (folder, members)| {
+                self.comparer.folder(worker, &merge.base, &merge.base_path, device, folder, members)
+            },
+        )?;
+        merge.findings = Findings::joined(workers);
+        for folder in std::mem::take(&mut merge.findings.absent) {
+            let is_below = |tree: &Tree<'_>| tree.root().contains(&folder.path);
+            if !merge.trees.last().is_some_and(is_below) {
+                let nodes = self.manifest.nodes_below(&folder.path);
+                merge.trees.push(Tree { nodes });
+            }
+        }
+        Ok(())
     }
 
     /// Finds what patterns own: nodes to restore, and files that the task had not left.
@@ -170,7 +194,7 @@ impl<'m> Planner<'_, 'm> {
                 is_in_directory_root: &is_in_directory_root,
             };
             for path in search.run(&root.path)? {
-                self.scattered_merge(&path)?.0.remove.push(path);
+                self.scattered_merge(&path)?.0.findings.remove.push(path);
             }
         }
         Ok(())
@@ -196,92 +220,64 @@ impl<'m> Planner<'_, 'm> {
                 "the output is a symlink; remove it, or cache its target",
             ));
         }
-        let workspace = self.workspace;
         let text = match (is_link_node, found, self.parent_of(&node.path)?) {
             (true, Some(stat), Some(parent)) if stat.kind == FileKind::Symlink => Some(
                 parent.read_link(node.path.name()).context("read the symlink", || &node.path)?,
             ),
             _ => None,
         };
+        let workspace = self.workspace;
         let below = self.manifest.nodes_below(&node.path);
         let (merge, candidates) = self.scattered_merge(&node.path)?;
-        let is_tree = compare(merge, candidates, workspace, node, below, found, text)?;
-        Ok(if is_tree { position + below.len() } else { position + 1 })
+        let kind = found.map(|stat| stat.kind);
+        let NodeKind::Directory { mode } = node.kind else {
+            if merge.findings.note_other(workspace, node, kind, text)? {
+                candidates.extend(FileNode::of(node));
+            }
+            return Ok(position + 1);
+        };
+        match found {
+            Some(stat) if stat.kind == FileKind::Directory => {
+                if stat.mode & 0o777 != mode {
+                    merge.findings.modes.push((node, mode));
+                }
+                Ok(position + 1)
+            }
+            found => {
+                if found.is_some() {
+                    merge.findings.remove.push(node.path.clone());
+                }
+                merge.trees.push(Tree { nodes: below });
+                Ok(position + below.len())
+            }
+        }
     }
 
     fn finish(mut self) -> Result<Plan<'m>> {
         for (mut merge, candidates) in std::mem::take(&mut self.scattered).into_values() {
-            self.judge(&mut merge, &candidates)?;
+            let shares = shares::by_folder(
+                candidates.iter().map(|file| file.node.path.as_path()).enumerate(),
+            );
+            let workers = parallel::for_each_with(
+                &shares,
+                candidates.len(),
+                || self.comparer.worker(),
+                |worker, share| {
+                    let dir = merge.base.open_beneath(share.folder);
+                    let dir = dir.context("open the folder of outputs", || share.folder)?;
+                    share.members.iter().try_for_each(|position| {
+                        self.comparer.judge(worker, &dir, &candidates[*position])
+                    })
+                },
+            )?;
+            merge.findings.join(Findings::joined(workers));
             // Patterns may overlap; what goes with its directory needs no mention.
-            merge.remove.sort();
-            merge.remove.dedup_by(|later, kept| kept.contains(later));
+            let remove = &mut merge.findings.remove;
+            remove.sort();
+            remove.dedup_by(|later, kept| kept.contains(later));
             self.merges.push(merge);
         }
         Ok(Plan { merges: self.merges })
-    }
-
-    /// Reads, on several threads, the files that might be right already.
-    fn judge(&self, merge: &mut Merge<'m>, candidates: &[FileNode<'m>]) -> Result<()> {
-        let judged = Mutex::new((Vec::new(), Vec::new()));
-        parallel::for_each(candidates, |file| {
-            self.materializer.cancel.check()?;
-            let relative = relative(&merge.base_path, &file.node.path);
-            let parent = relative.parent().unwrap_or(Path::new(""));
-            let dir = merge
-                .base
-                .open_beneath(parent)
-                .context("open the folder of", || &file.node.path)?;
-            let verdict = self.judge_one(&dir, file)?;
-            let mut judged = judged.lock().unwrap_or_else(PoisonError::into_inner);
-            match verdict {
-                Verdict::Wrong => judged.0.push(*file),
-                Verdict::OtherTime => judged.1.push(*file),
-                Verdict::Right => {}
-            }
-            if verdict != Verdict::Wrong {
-                self.materializer.counters.count(Method::Kept, file.size_bytes);
-            }
-            Ok(())
-        })?;
-        let (wrong, other_time) = judged.into_inner().unwrap_or_else(PoisonError::into_inner);
-        merge.files.extend(wrong);
-        merge.times.extend(other_time);
-        Ok(())
-    }
-
-    /// Whether an existing file is what would be restored: a link to the intact blob where links
-    /// are wanted, or a private file with the right bytes and mode.
-    fn judge_one(&self, dir: &Dir, file: &FileNode<'m>) -> Result<Verdict> {
-        let Ok((open, stat)) = dir.open_regular(file.node.path.name()) else {
-            return Ok(Verdict::Wrong); // Vanished, unreadable or replaced: staged anew.
-        };
-        if stat.size_bytes != file.size_bytes {
-            return Ok(Verdict::Wrong);
-        }
-        let wants_recorded_time = self.materializer.options.mtime_mode == MtimeMode::Recorded;
-        let is_other_time =
-            wants_recorded_time && file.modified.is_some_and(|modified| modified != stat.modified);
-        if stat.links > 1
-            && stat.mode == blob_mode(file.mode)
-            && self.materializer.accepts_hardlink(file)
-        {
-            let blob = self.materializer.prove(file)?;
-            if (blob.inode, blob.device) == (stat.inode, stat.device) {
-                return Ok(if is_other_time { Verdict::Wrong } else { Verdict::Right });
-            }
-        }
-        // Another name of some blob is no private file.
-        if stat.mode != file.mode || (stat.links > 1 && stat.mode & 0o222 == 0) {
-            return Ok(Verdict::Wrong);
-        }
-        let cancel = self.materializer.cancel;
-        match disk::hash_contents(&open, &|| !cancel.is_cancelled()) {
-            Ok((digest, _)) if digest != file.digest => Ok(Verdict::Wrong),
-            Ok(_) if is_other_time => Ok(Verdict::OtherTime),
-            Ok(_) => Ok(Verdict::Right),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => Err(Error::Cancelled),
-            Err(_) => Ok(Verdict::Wrong),
-        }
     }
 
     /// The merge that works from the workspace on the mount where `path` lies, or would.
@@ -351,153 +347,10 @@ impl<'m> Planner<'_, 'm> {
     }
 }
 
-/// What an existing file is, compared with what would be restored.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Verdict {
-    Right,
-    OtherTime,
-    Wrong,
-}
-
 impl<'m> Merge<'m> {
     fn new(base: Dir, base_path: PathBuf, scratch: Scratch) -> Merge<'m> {
-        Merge {
-            base,
-            base_path,
-            scratch,
-            remove: Vec::new(),
-            trees: Vec::new(),
-            files: Vec::new(),
-            symlinks: Vec::new(),
-            times: Vec::new(),
-            modes: Vec::new(),
-        }
+        Merge { base, base_path, scratch, trees: Vec::new(), findings: Findings::default() }
     }
-}
-
-/// A walk of an existing tree and a run of sorted nodes side by side.
-struct Walk<'w, 'm> {
-    merge: &'w mut Merge<'m>,
-    workspace: Workspace<'w>,
-    nodes: &'m [Node],
-    device: u64,
-    candidates: Vec<FileNode<'m>>,
-}
-
-impl<'m> Walk<'_, 'm> {
-    /// Compares an existing directory root with its nodes; returns the files that might be right.
-    fn run(
-        merge: &mut Merge<'m>,
-        workspace: Workspace<'_>,
-        nodes: &'m [Node],
-    ) -> Result<Vec<FileNode<'m>>> {
-        let base = merge.base.open_beneath(Path::new("")).context("open", || &nodes[0].path)?;
-        let device = base.stat_self().context("look at", || &nodes[0].path)?.device;
-        let mut walk = Walk { merge, workspace, nodes, device, candidates: Vec::new() };
-        walk.directory(&base, &nodes[0], &mut 1)?;
-        Ok(walk.candidates)
-    }
-
-    /// `next` is the position of the first node below `at`.
-    fn directory(&mut self, dir: &Dir, at: &'m Node, next: &mut usize) -> Result<()> {
-        let stat = dir.stat_self().context("look at", || &at.path)?;
-        if stat.device != self.device {
-            return Err(refuse(&at.path, "another filesystem is mounted within the output"));
-        }
-        if identity::is_store(dir) {
-            return Err(refuse(&at.path, "it is a store"));
-        }
-        if let NodeKind::Directory { mode } = at.kind
-            && stat.mode & 0o777 != mode
-        {
-            self.merge.modes.push((at, mode));
-        }
-        let entries = dir.entries().context("list", || &at.path)?;
-        let mut entries: BTreeMap<OsString, FileKind> = entries.into_iter().collect();
-        while let Some(node) = self.nodes.get(*next).filter(|node| at.path.contains(&node.path)) {
-            let name = node.path.name();
-            let found = match entries.remove(name) {
-                Some(_) => dir.stat(name).context("look at", || &node.path)?,
-                None => None,
-            };
-            let is_directory = found.is_some_and(|stat| stat.kind == FileKind::Directory);
-            if is_directory && matches!(node.kind, NodeKind::Directory { .. }) {
-                *next += 1;
-                let child = dir.open_child(name).context("open", || &node.path)?;
-                self.directory(&child, node, next)?;
-                continue;
-            }
-            let text = match found {
-                Some(stat) if stat.kind == FileKind::Symlink => {
-                    Some(dir.read_link(name).context("read the symlink", || &node.path)?)
-                }
-                _ => None,
-            };
-            let rest = &self.nodes[*next..];
-            let below =
-                &rest[..rest.iter().take_while(|below| node.path.contains(&below.path)).count()];
-            compare(self.merge, &mut self.candidates, self.workspace, node, below, found, text)?;
-            *next += below.len();
-        }
-        for (name, kind) in entries {
-            if is_scratch(&name) || (kind == FileKind::Directory && is_store(dir, &name)) {
-                continue;
-            }
-            let path = at.path.join(&name).map_err(|error| refuse(&at.path, error.0))?;
-            if !self.workspace.holds_store(&path) {
-                self.merge.remove.push(path);
-            }
-        }
-        Ok(())
-    }
-}
-
-/// Notes what one node needs, given what is at its place (and, of a symlink, its text). `below` is
-/// the node with all that is below it. Returns whether that became a tree.
-fn compare<'m>(
-    merge: &mut Merge<'m>,
-    candidates: &mut Vec<FileNode<'m>>,
-    workspace: Workspace<'_>,
-    node: &'m Node,
-    below: &'m [Node],
-    found: Option<FileStat>,
-    text: Option<OsString>,
-) -> Result<bool> {
-    let found_kind = found.map(|stat| stat.kind);
-    if found_kind == Some(FileKind::Directory) && !matches!(node.kind, NodeKind::Directory { .. }) {
-        if workspace.holds_store(&node.path) {
-            return Err(refuse(&node.path, "a directory that holds the store is in the way"));
-        }
-        merge.remove.push(node.path.clone());
-    }
-    match &node.kind {
-        NodeKind::Directory { mode } => match found {
-            Some(stat) if stat.kind == FileKind::Directory => {
-                if stat.mode & 0o777 != *mode {
-                    merge.modes.push((node, *mode));
-                }
-            }
-            found => {
-                if found.is_some() {
-                    merge.remove.push(node.path.clone());
-                }
-                merge.trees.push(Tree { nodes: below });
-                return Ok(true);
-            }
-        },
-        NodeKind::File { .. } => {
-            let file = FileNode::of(node).expect("matched as a file");
-            let list =
-                if found_kind == Some(FileKind::Regular) { candidates } else { &mut merge.files };
-            list.push(file);
-        }
-        NodeKind::Symlink { target } => {
-            if text.is_none_or(|text| text.as_bytes() != &**target) {
-                merge.symlinks.push(node);
-            }
-        }
-    }
-    Ok(false)
 }
 
 /// A place for private files on the mount of `near`: the top of the workspace where that is on the

@@ -3,7 +3,6 @@
 use crate::manifest::Manifest;
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 /// What a restore did.
 #[derive(Debug, Clone)]
@@ -70,12 +69,12 @@ pub(super) enum Method {
     Kept,
 }
 
-/// Counts that several threads add to.
+/// What one thread did; the threads' counters are added up.
 #[derive(Debug, Default)]
 pub(super) struct Counters {
-    methods: [(AtomicU64, AtomicU64); 4],
-    reasons: [AtomicU64; 5],
-    pub(super) removed: AtomicU64,
+    methods: [MethodCounts; 4],
+    reasons: [u64; REASONS.len()],
+    pub(super) removed: u64,
 }
 
 const REASONS: [CopyReason; 5] = [
@@ -87,31 +86,37 @@ const REASONS: [CopyReason; 5] = [
 ];
 
 impl Counters {
-    pub(super) fn count(&self, method: Method, bytes: u64) {
-        let (files, total) = &self.methods[method as usize];
-        files.fetch_add(1, Ordering::Relaxed);
-        total.fetch_add(bytes, Ordering::Relaxed);
+    pub(super) fn count(&mut self, method: Method, bytes: u64) {
+        let counts = &mut self.methods[method as usize];
+        counts.files += 1;
+        counts.bytes += bytes;
     }
 
-    pub(super) fn explain(&self, reason: CopyReason) {
-        self.reasons[reason as usize].fetch_add(1, Ordering::Relaxed);
+    pub(super) fn explain(&mut self, reason: CopyReason) {
+        self.reasons[reason as usize] += 1;
+    }
+
+    pub(super) fn add(&mut self, other: &Counters) {
+        for (counts, more) in self.methods.iter_mut().zip(&other.methods) {
+            counts.files += more.files;
+            counts.bytes += more.bytes;
+        }
+        for (count, more) in self.reasons.iter_mut().zip(&other.reasons) {
+            *count += more;
+        }
+        self.removed += other.removed;
     }
 
     pub(super) fn restored(&self, manifest: Manifest) -> Restored {
-        let counts = |method: Method| MethodCounts {
-            files: self.methods[method as usize].0.load(Ordering::Relaxed),
-            bytes: self.methods[method as usize].1.load(Ordering::Relaxed),
-        };
-        let reasons = REASONS
-            .into_iter()
-            .map(|reason| (reason, self.reasons[reason as usize].load(Ordering::Relaxed)));
+        let counts = |method: Method| self.methods[method as usize];
+        let reasons = REASONS.into_iter().zip(self.reasons);
         Restored {
             manifest,
             reflinked: counts(Method::Reflinked),
             hardlinked: counts(Method::Hardlinked),
             copied: counts(Method::Copied),
             kept: counts(Method::Kept),
-            removed: self.removed.load(Ordering::Relaxed),
+            removed: self.removed,
             copy_reasons: reasons.filter(|(_, count)| *count > 0).collect(),
         }
     }

@@ -1,0 +1,69 @@
+//! Shares: the paths of a tree, shared out to threads by the directory that holds them, so that each
+//! directory is opened once and its names are short.
+
+use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+/// More names of one directory than this are several shares, so that no thread is left alone with a
+/// large one.
+const MEMBERS_MAX: usize = 256;
+
+/// Some names of one directory.
+#[derive(Debug)]
+pub(super) struct Share<'p> {
+    pub(super) folder: &'p Path,
+    /// Positions in whatever list the paths came from, in its order.
+    pub(super) members: Vec<usize>,
+}
+
+/// Shares out paths with their positions. Directories come in the order in which they are first met.
+pub(super) fn by_folder<'p>(paths: impl Iterator<Item = (usize, &'p Path)>) -> Vec<Share<'p>> {
+    let mut shares: Vec<Share<'p>> = Vec::new();
+    let mut open: HashMap<&[u8], usize> = HashMap::new();
+    for (position, path) in paths {
+        let bytes = path.as_os_str().as_bytes();
+        let end = bytes.iter().rposition(|byte| *byte == b'/').unwrap_or(0);
+        let folder = &bytes[..end];
+        let next = shares.len();
+        let index = *open.entry(folder).or_insert(next);
+        if index == next {
+            shares.push(Share {
+                folder: Path::new(OsStr::from_bytes(folder)),
+                members: vec![position],
+            });
+        } else if shares[index].members.len() < MEMBERS_MAX {
+            shares[index].members.push(position);
+        } else {
+            open.insert(folder, next);
+            shares.push(Share {
+                folder: Path::new(OsStr::from_bytes(folder)),
+                members: vec![position],
+            });
+        }
+    }
+    shares
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_path_is_in_one_share_of_its_folder() {
+        let paths: Vec<String> =
+            (0..1000).map(|number| format!("d{}/{number}", number % 3)).collect();
+        let shares = by_folder(paths.iter().map(Path::new).enumerate());
+        assert_eq!(shares.len(), 6, "two for each of three folders of 333");
+        let mut seen = vec![0; paths.len()];
+        for share in &shares {
+            assert!(share.members.len() <= MEMBERS_MAX);
+            for &member in &share.members {
+                assert_eq!(Path::new(&paths[member]).parent(), Some(share.folder));
+                seen[member] += 1;
+            }
+        }
+        assert!(seen.iter().all(|count| *count == 1));
+    }
+}
