@@ -3,7 +3,7 @@
 #![allow(dead_code, reason = "each benchmark uses a part of it")]
 
 pub(crate) mod floor;
-mod random;
+pub(crate) mod random;
 
 use criterion::Criterion;
 use larder::{CacheEntry, OutputDeclaration};
@@ -15,8 +15,7 @@ use std::sync::Once;
 use std::time::Duration;
 use tempfile::TempDir;
 
-const FILES: usize = 2_000;
-const FOLDERS: usize = 150;
+const COUNTS: TreeCounts = TreeCounts { files: 2_000, folders: 150 };
 /// Chosen because 2,000 sizes drawn from it have the intended median and mean.
 const SEED: u64 = 0x9e37_79b9_7f4a_7c1a;
 const DUPLICATE_SHARE: f64 = 0.15;
@@ -56,6 +55,13 @@ fn hint() {
     );
 }
 
+/// How much a tree holds.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct TreeCounts {
+    pub(crate) files: usize,
+    pub(crate) folders: usize,
+}
+
 /// The same tree in each run, in a workspace of its own that is removed with it.
 #[derive(Debug)]
 pub(crate) struct Tree {
@@ -66,25 +72,31 @@ pub(crate) struct Tree {
 
 impl Tree {
     pub(crate) fn new() -> Tree {
-        let place = place();
-        let mut random = Random(SEED);
+        Tree::of(place(), COUNTS, SEED)
+    }
+
+    /// A tree of other counts in `place`. Another seed, which must not be 0, makes other contents
+    /// in all files.
+    pub(crate) fn of(place: TempDir, counts: TreeCounts, seed: u64) -> Tree {
+        let TreeCounts { files, folders: folder_count } = counts;
+        let mut random = Random(seed);
         let mut folders = vec![place.path().join(ROOT)];
-        for index in 1..FOLDERS {
+        for index in 1..folder_count {
             let folder = folders[(index - 1) / 4].join(format!("d{index:03}"));
             folders.push(folder);
         }
         for folder in &folders {
             fs::create_dir(folder).expect("a parent comes before its children");
         }
-        let mut made: Vec<(u64, usize)> = Vec::with_capacity(FILES);
-        for index in 0..FILES {
+        let mut made: Vec<(u64, usize)> = Vec::with_capacity(files);
+        for index in 0..files {
             let (seed, size_bytes) = if index > 0 && random.unit() < DUPLICATE_SHARE {
                 made[random.below(made.len())]
             } else {
                 (random.bits(), random.size_bytes())
             };
             made.push((seed, size_bytes));
-            let path = folders[random.below(FOLDERS)].join(format!("f{index:04}"));
+            let path = folders[random.below(folder_count)].join(format!("f{index:04}"));
             fs::write(&path, contents(seed, size_bytes)).expect("the tree is ours to write");
             if random.unit() < EXECUTABLE_SHARE {
                 let mode = Permissions::from_mode(0o755);
@@ -92,7 +104,8 @@ impl Tree {
             }
         }
         let bytes: usize = made.iter().map(|(_, size_bytes)| size_bytes).sum();
-        Tree { place, setting: format!("{FILES} files, {:.1} MB", bytes as f64 / 1e6) }
+        let setting = format!("{files} files, {:.1} MB", bytes as f64 / 1e6);
+        Tree { place, setting }
     }
 
     pub(crate) fn workspace(&self) -> &Path {
