@@ -57,6 +57,23 @@ struct State {
     doubtful: Vec<(u32, u32)>,
 }
 
+/// Which epochs are trusted, as of some moment.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Trust {
+    epoch: u32,
+    doubtful: Vec<(u32, u32)>,
+}
+
+impl Trust {
+    /// Whether bytes of this epoch cannot have been lost in a power cut; false also for an epoch that
+    /// began later.
+    pub(crate) fn covers(&self, epoch: u32) -> bool {
+        let is_doubtful =
+            self.doubtful.iter().any(|(first, last)| (*first..=*last).contains(&epoch));
+        epoch <= self.epoch && !is_doubtful
+    }
+}
+
 /// What a copy of a store cannot have in common with it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Witness {
@@ -161,6 +178,12 @@ impl Identity {
             state.doubtful.iter().any(|(first, last)| (*first..=*last).contains(&epoch));
         // Everything of this boot is in the page cache, if not on disk.
         !is_doubtful && epoch <= state.epoch
+    }
+
+    /// Which epochs are trusted now, for an operation that asks many times.
+    pub(crate) fn trust(&self) -> Trust {
+        let state = self.lock_state();
+        Trust { epoch: state.epoch, doubtful: state.doubtful.clone() }
     }
 
     /// Whether bytes of this epoch were caught by a sync that failed in this boot. Then the page cache

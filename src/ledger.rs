@@ -18,8 +18,10 @@
 //! Left to others: which files to look at, and what a digest is good for (`engine`).
 
 use crate::digest::Digest;
-use crate::disk::{self, Dir, FileStat, Timestamp, layout};
+use crate::disk::{self, Dir, FileKind, FileStat, Stamp, Timestamp, layout};
 use crate::identity::Identity;
+use crate::manifest::{PATH_BYTES_MAX, compare_paths};
+use std::cmp::Ordering;
 use std::ffi::OsString;
 use std::io::{self, Write};
 use std::path::Path;
@@ -65,10 +67,13 @@ pub(crate) struct Ledgers {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Place([u8; 32]);
 
-/// How a file looked when its digest was known.
+/// How a regular file looked when its digest was known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Seen {
-    stat: FileStat,
+    device: u64,
+    stamp: Stamp,
+    changed: Timestamp,
+    mode: u32,
     /// Whether it was a link to the blob.
     is_blob: bool,
 }
@@ -98,13 +103,14 @@ pub(crate) struct Cursor<'a> {
 
 impl Seen {
     /// How a private file looks.
-    pub(crate) fn private(stat: FileStat) -> Seen {
-        Seen { stat, is_blob: false }
+    pub(crate) fn private(stat: &FileStat) -> Seen {
+        let FileStat { device, changed, mode, .. } = *stat;
+        Seen { device, stamp: stat.stamp(), changed, mode, is_blob: false }
     }
 
-    /// How a link to an intact blob looks.
-    pub(crate) fn blob(stat: FileStat) -> Seen {
-        Seen { stat, is_blob: true }
+    /// How a link to an intact blob looks. Its change time says nothing.
+    pub(crate) fn blob(stat: &FileStat) -> Seen {
+        Seen { changed: stat.modified, is_blob: true, ..Seen::private(stat) }
     }
 
     /// Whether this was a link to the blob.
@@ -114,23 +120,22 @@ impl Seen {
 
     /// The length that it had.
     pub(crate) fn size_bytes(&self) -> u64 {
-        self.stat.size_bytes
+        self.stamp.size_bytes
     }
 
     /// Whether a file that looks like this now holds what it held then.
     pub(crate) fn fits(&self, now: &FileStat) -> bool {
-        let then = &self.stat;
-        let is_same = then.stamp() == now.stamp()
-            && then.device == now.device
-            && then.mode == now.mode
-            && then.kind == now.kind;
-        is_same && (then.changed == now.changed || (self.is_blob && now.links > 1))
+        let is_same_change = if self.is_blob { now.links > 1 } else { self.changed == now.changed };
+        is_same_change
+            && self.stamp == now.stamp()
+            && self.device == now.device
+            && self.mode == now.mode
+            && now.kind == FileKind::Regular
     }
 
     /// Whether a write from now on must change the stat.
     fn is_settled(&self, now: Timestamp) -> bool {
-        let changed = if self.is_blob { self.stat.modified } else { self.stat.changed };
-        !is_young(self.stat.modified.max(changed), now)
+        !is_young(self.stamp.modified.max(self.changed), now)
     }
 }
 
@@ -174,7 +179,7 @@ impl Ledgers {
         })();
         let bytes = read.unwrap_or_default();
         let is_ours = bytes.len() >= HEADER_BYTES
-            && bytes[..40] == self.header(place)
+            && bytes[..40] == header(place)
             && bytes[40..HEADER_BYTES] == self.checksum(&bytes[HEADER_BYTES..]);
         if !is_ours {
             return Ledger::default();
@@ -183,26 +188,34 @@ impl Ledgers {
         Ledger { bytes, starts }
     }
 
-    /// Replaces the ledger of a place, if it is worth one and the rows are others than those of
-    /// `old`. Rows of files that may still change without a trace are left out. Best effort.
-    pub(crate) fn write(&self, place: Place, old: &Ledger, mut rows: Vec<Row<'_>>) {
+    /// Replaces the ledger of a place, if it is worth one and says something new: it keeps the rows of
+    /// `old` at these positions, and gets the fresh ones, but for those of files that may still change
+    /// without a trace. Best effort.
+    pub(crate) fn write(&self, place: Place, old: &Ledger, kept: &[u32], mut fresh: Vec<Row<'_>>) {
         let now = disk::now();
-        rows.retain(|row| row.seen.is_settled(now) && u16::try_from(row.path.len()).is_ok());
-        rows.sort_unstable_by_key(|row| row.path);
+        fresh.retain(|row| row.seen.is_settled(now) && row.path.len() <= PATH_BYTES_MAX);
+        if fresh.is_empty() && kept.len() == old.len() {
+            return;
+        }
+        let mut rows = fresh;
+        rows.extend(kept.iter().filter_map(|position| old.row(*position as usize)));
+        // Two sorted runs, most likely, which a stable sort merges in one pass.
+        rows.sort_by(|a, b| compare_paths(a.path, b.path));
         rows.dedup_by_key(|row| row.path);
         let worth: u64 =
-            rows.iter().map(|row| row.seen.stat.size_bytes.saturating_add(OPEN_COST_BYTES)).sum();
+            rows.iter().map(|row| row.seen.size_bytes().saturating_add(OPEN_COST_BYTES)).sum();
         if worth < WORTH_BYTES_MIN && old.starts.is_empty() {
             return;
         }
-        let mut bytes = Vec::with_capacity(old.bytes.len().max(HEADER_BYTES + rows.len() * 128));
-        bytes.extend_from_slice(&self.header(place));
+        let length: usize = rows.iter().map(|row| ROW_BYTES + row.path.len()).sum();
+        if length as u64 > LEDGER_BYTES_MAX {
+            return;
+        }
+        let mut bytes = Vec::with_capacity(HEADER_BYTES + length);
+        bytes.extend_from_slice(&header(place));
         bytes.resize(HEADER_BYTES, 0);
         for row in &rows {
             encode(row, &mut bytes);
-        }
-        if bytes.len() as u64 > LEDGER_BYTES_MAX || bytes[HEADER_BYTES..] == *old.contents() {
-            return;
         }
         let checksum = self.checksum(&bytes[HEADER_BYTES..]);
         bytes[40..HEADER_BYTES].copy_from_slice(&checksum);
@@ -242,13 +255,6 @@ impl Ledgers {
         }
     }
 
-    fn header(&self, place: Place) -> [u8; 40] {
-        let mut header = [0; 40];
-        header[..8].copy_from_slice(MAGIC);
-        header[8..].copy_from_slice(&place.0);
-        header
-    }
-
     /// Keyed by store and boot.
     fn checksum(&self, contents: &[u8]) -> [u8; 32] {
         let mut hasher = blake3::Hasher::new_keyed(&self.key);
@@ -269,8 +275,9 @@ impl Ledger {
         self.starts.len()
     }
 
-    fn contents(&self) -> &[u8] {
-        self.bytes.get(HEADER_BYTES..).unwrap_or_default()
+    fn row(&self, position: usize) -> Option<Row<'_>> {
+        let start = *self.starts.get(position)? as usize;
+        decode(self.bytes.get(start..start + ROW_BYTES)?, self.path(position))
     }
 
     fn path(&self, index: usize) -> &[u8] {
@@ -281,41 +288,51 @@ impl Ledger {
 }
 
 impl<'a> Cursor<'a> {
-    /// The row of a path: at once if it is the one after the last that was found.
-    pub(crate) fn find(&mut self, path: &[u8]) -> Option<Row<'a>> {
+    /// The row of a path, and its position: at once if it is the one after the last that was found.
+    pub(crate) fn find(&mut self, path: &[u8]) -> Option<(u32, Row<'a>)> {
         let ledger = self.ledger;
         let is_next = self.next < ledger.len() && ledger.path(self.next) == path;
-        let index = if is_next {
+        let position = if is_next {
             self.next
         } else {
             let (mut low, mut high) = (0, ledger.len());
             while low < high {
                 let middle = low.midpoint(high);
-                if ledger.path(middle) < path { low = middle + 1 } else { high = middle }
+                match compare_paths(ledger.path(middle), path) {
+                    Ordering::Less => low = middle + 1,
+                    Ordering::Equal => (low, high) = (middle, middle),
+                    Ordering::Greater => high = middle,
+                }
             }
             (low < ledger.len() && ledger.path(low) == path).then_some(low)?
         };
-        self.next = index + 1;
-        let start = ledger.starts[index] as usize;
-        decode(&ledger.bytes[start..start + ROW_BYTES], ledger.path(index))
+        self.next = position + 1;
+        Some((position as u32, ledger.row(position)?))
     }
 }
 
+fn header(place: Place) -> [u8; 40] {
+    let mut header = [0; 40];
+    header[..8].copy_from_slice(MAGIC);
+    header[8..].copy_from_slice(&place.0);
+    header
+}
+
 fn encode(row: &Row<'_>, bytes: &mut Vec<u8>) {
-    let stat = &row.seen.stat;
-    bytes.extend_from_slice(&(row.path.len() as u16).to_le_bytes());
-    bytes.extend_from_slice(row.digest.as_bytes());
-    for number in [stat.device, stat.inode, stat.size_bytes] {
-        bytes.extend_from_slice(&number.to_le_bytes());
+    let Seen { device, stamp, changed, mode, is_blob } = row.seen;
+    let mut fixed = [0; ROW_BYTES];
+    fixed[..2].copy_from_slice(&(row.path.len() as u16).to_le_bytes());
+    fixed[2..34].copy_from_slice(row.digest.as_bytes());
+    for (number, at) in [(device, 34), (stamp.inode, 42), (stamp.size_bytes, 50)] {
+        fixed[at..at + 8].copy_from_slice(&number.to_le_bytes());
     }
-    // The change time of a link to a blob says nothing, and would have the ledger written anew.
-    let changed = if row.seen.is_blob { stat.modified } else { stat.changed };
-    for time in [stat.modified, changed] {
-        bytes.extend_from_slice(&time.seconds.to_le_bytes());
-        bytes.extend_from_slice(&time.nanoseconds.to_le_bytes());
+    for (time, at) in [(stamp.modified, 58), (changed, 70)] {
+        fixed[at..at + 8].copy_from_slice(&time.seconds.to_le_bytes());
+        fixed[at + 8..at + 12].copy_from_slice(&time.nanoseconds.to_le_bytes());
     }
-    bytes.extend_from_slice(&(stat.mode as u16).to_le_bytes());
-    bytes.push(u8::from(row.seen.is_blob));
+    fixed[82..84].copy_from_slice(&(mode as u16).to_le_bytes());
+    fixed[84] = u8::from(is_blob);
+    bytes.extend_from_slice(&fixed);
     bytes.extend_from_slice(row.path);
 }
 
@@ -326,20 +343,10 @@ fn decode<'a>(bytes: &[u8], path: &'a [u8]) -> Option<Row<'a>> {
         let nanoseconds = u32::from_le_bytes(bytes[start + 8..start + 12].try_into().ok()?);
         Some(Timestamp { seconds: number(start)? as i64, nanoseconds })
     };
-    let is_blob = bytes[84] == 1;
-    let stat = FileStat {
-        kind: disk::FileKind::Regular,
-        mode: u32::from(u16::from_le_bytes([bytes[82], bytes[83]])),
-        size_bytes: number(50)?,
-        allocated_bytes: 0,
-        device: number(34)?,
-        inode: number(42)?,
-        links: 1,
-        user: 0,
-        modified: time(58)?,
-        changed: time(70)?,
-    };
-    Some(Row { path, digest, seen: Seen { stat, is_blob } })
+    let stamp = Stamp { inode: number(42)?, size_bytes: number(50)?, modified: time(58)? };
+    let mode = u32::from(u16::from_le_bytes([bytes[82], bytes[83]]));
+    let (device, changed, is_blob) = (number(34)?, time(70)?, bytes[84] == 1);
+    Some(Row { path, digest, seen: Seen { device, stamp, changed, mode, is_blob } })
 }
 
 /// Where the rows begin. The checksum was right, so what does not fit is ours to be wrong about.
@@ -360,7 +367,7 @@ fn starts(bytes: &[u8]) -> Vec<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::disk::{Capabilities, FileKind};
+    use crate::disk::Capabilities;
 
     fn stat(number: u64) -> FileStat {
         let time = Timestamp { seconds: 1_000, nanoseconds: number as u32 + 1 };
@@ -384,7 +391,7 @@ mod tests {
     }
 
     fn row(path: &[u8], number: u64) -> Row<'_> {
-        Row { path, digest: Digest::of(path), seen: Seen::private(stat(number)) }
+        Row { path, digest: Digest::of(path), seen: Seen::private(&stat(number)) }
     }
 
     fn place(text: &str) -> Place {
@@ -398,18 +405,24 @@ mod tests {
         let paths: Vec<String> =
             (0..100).map(|number| format!("d{}/{number}", number % 7)).collect();
         let rows = (0..100).map(|number| row(paths[number as usize].as_bytes(), number));
-        ledgers.write(place("a"), &Ledger::default(), rows.collect());
+        ledgers.write(place("a"), &Ledger::default(), &[], rows.collect());
         let ledger = ledgers.read(place("a"));
         assert_eq!(ledger.len(), 100);
         let mut cursor = ledger.cursor();
         for number in (0..100).rev() {
             let path = &paths[number as usize];
-            let found = cursor.find(path.as_bytes()).expect("written");
+            let (_, found) = cursor.find(path.as_bytes()).expect("written");
             assert_eq!(found.digest, Digest::of(path.as_bytes()));
             assert!(found.seen.fits(&stat(number)) && !found.seen.fits(&stat(number + 1)));
         }
         assert!(cursor.find(b"elsewhere").is_none());
         assert_eq!(ledgers.read(place("b")).len(), 0, "another place");
+
+        let (position, _) = ledger.cursor().find(b"d0/7").expect("written");
+        ledgers.write(place("a"), &ledger, &[position], vec![row(b"new", 7)]);
+        let ledger = ledgers.read(place("a"));
+        assert_eq!(ledger.len(), 2, "one was kept, one is fresh");
+        assert!(ledger.cursor().find(b"d0/7").is_some() && ledger.cursor().find(b"new").is_some());
     }
 
     #[test]
@@ -424,21 +437,21 @@ mod tests {
             FileStat { modified: later, ..then },
             FileStat { kind: FileKind::Directory, ..then },
         ] {
-            assert!(!Seen::private(then).fits(&now) && !Seen::blob(then).fits(&now), "{now:?}");
+            assert!(!Seen::private(&then).fits(&now) && !Seen::blob(&then).fits(&now), "{now:?}");
         }
         let touched = FileStat { changed: later, ..then };
-        assert!(!Seen::private(then).fits(&touched), "a time that was set back");
-        assert!(!Seen::private(then).fits(&FileStat { links: 2, ..touched }));
-        assert!(Seen::blob(then).fits(&FileStat { links: 2, ..touched }));
+        assert!(!Seen::private(&then).fits(&touched), "a time that was set back");
+        assert!(!Seen::private(&then).fits(&FileStat { links: 2, ..touched }));
+        assert!(Seen::blob(&then).fits(&FileStat { links: 2, ..touched }));
     }
 
     #[test]
     fn damage_another_boot_and_young_files_read_as_nothing() {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let ledgers_1 = ledgers(folder.path(), 1);
-        let young = Seen::private(FileStat { changed: disk::now(), ..stat(2) });
+        let young = Seen::private(&FileStat { changed: disk::now(), ..stat(2) });
         let rows = vec![row(b"old", 1), Row { seen: young, ..row(b"young", 2) }];
-        ledgers_1.write(place("a"), &Ledger::default(), rows);
+        ledgers_1.write(place("a"), &Ledger::default(), &[], rows);
         assert_eq!(ledgers_1.read(place("a")).len(), 1);
         assert_eq!(ledgers(folder.path(), 2).read(place("a")).len(), 0);
         let path = folder.path().join(place("a").name());
@@ -458,7 +471,7 @@ mod tests {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let ledgers = ledgers(folder.path(), 1);
         for number in 0..LEDGERS_MAX + 10 {
-            ledgers.write(place(&number.to_string()), &Ledger::default(), vec![row(b"x", 1)]);
+            ledgers.write(place(&number.to_string()), &Ledger::default(), &[], vec![row(b"x", 1)]);
         }
         let count = std::fs::read_dir(folder.path()).expect("listed").count();
         assert!((LEDGERS_MAX / 2..LEDGERS_MAX).contains(&count), "{count} ledgers");

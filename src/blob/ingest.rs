@@ -80,7 +80,7 @@ impl BlobStore {
         Batch {
             blobs: self,
             durability,
-            view: self.stamps.view(blobs),
+            view: self.view(blobs),
             seen: Mutex::default(),
             published: Mutex::default(),
             unsynced: Mutex::default(),
@@ -298,7 +298,7 @@ impl Batch<'_> {
     /// it as full as it was. For a caller that holds the store's lock exclusively: whoever found one
     /// of these blobs meanwhile, and may need it, has noted its slot. Best effort.
     pub(crate) fn abandon(&self) {
-        let fresh = self.blobs.stamps.view(0);
+        let fresh = self.blobs.view(0);
         for Published { digest, mode, .. } in std::mem::take(&mut *lock(&self.published)) {
             if self.blobs.stamps.get(&fresh, &digest, mode).is_none() {
                 let _ = self.blobs.remove(&digest, mode);

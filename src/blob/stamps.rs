@@ -18,6 +18,7 @@
 
 use crate::digest::Digest;
 use crate::disk::{self, Dir, FileStat, Stamp, layout};
+use crate::identity::Trust;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -70,9 +71,11 @@ struct Table {
     buckets: u64,
 }
 
-/// The table as one operation sees it: read whole, if that is cheaper than asking for each blob.
+/// The table as one operation sees it: read whole, if that is cheaper than asking for each blob; and
+/// which epochs are trusted.
 #[derive(Debug)]
 pub(crate) struct StampView {
+    pub(super) trust: Trust,
     whole: Option<(u64, Vec<u8>)>,
 }
 
@@ -99,7 +102,7 @@ impl StampTable {
     }
 
     /// The table for an operation on so many blobs.
-    pub(super) fn view(&self, blobs: usize) -> StampView {
+    pub(super) fn view(&self, trust: Trust, blobs: usize) -> StampView {
         let table = self.read();
         let whole = table.as_ref().and_then(|table| {
             let length = table.bytes();
@@ -110,7 +113,7 @@ impl StampTable {
             table.file.read_exact_at(&mut bytes, HEADER_BYTES).ok()?;
             Some((table.buckets, bytes))
         });
-        StampView { whole }
+        StampView { trust, whole }
     }
 
     /// What is known of a blob; `None` means that it must be rehashed.
@@ -394,7 +397,7 @@ mod tests {
     /// Whether a table vouches for an inode: with its slots read one by one, and read at once.
     fn vouches(table: &StampTable, entry: &Entry) -> bool {
         let [one, other] = [0, usize::MAX].map(|blobs| {
-            let slot = table.get(&table.view(blobs), &entry.digest, entry.mode);
+            let slot = table.get(&table.view(Trust::default(), blobs), &entry.digest, entry.mode);
             slot.is_some_and(|slot| {
                 slot.epoch == entry.epoch
                     && table.fits(&slot, &entry.digest, entry.mode, entry.stamp)

@@ -11,7 +11,7 @@ use super::listing::Listing;
 use super::stat::{FileKind, FileStat};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, RenameFlags, ResolveFlags};
 use rustix::io::Errno;
-use std::ffi::{OsStr, OsString};
+use std::ffi::{CStr, OsStr, OsString};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -346,43 +346,60 @@ impl Dir {
     /// All names here with their kinds, in no order, without `.` and `..`.
     pub(crate) fn entries(&self) -> io::Result<Vec<(OsString, FileKind)>> {
         let mut entries = Vec::new();
-        self.for_each_entry(rustix::fs::Dir::read_from(&self.fd)?, |name, kind| {
-            entries.push((name.to_owned(), kind));
-        })?;
+        for entry in rustix::fs::Dir::read_from(&self.fd)? {
+            let entry = entry?;
+            if let Some((name, kind)) = self.kind_of(entry.file_name(), entry.file_type())? {
+                entries.push((name.to_owned(), kind));
+            }
+        }
         Ok(entries)
     }
 
-    /// As [`Dir::entries`], sorted, into `listing`, whose space is used again.
+    /// As [`Dir::entries`], sorted, into `listing`, whose space is used again. Moves the position of
+    /// this handle, so no two threads may list by one handle at once.
+    #[cfg(target_os = "linux")]
     pub(crate) fn list(&self, listing: &mut Listing) -> io::Result<()> {
-        listing.clear();
-        self.for_each_entry(rustix::fs::Dir::read_from(&self.fd)?, |name, kind| {
-            listing.push(name, kind);
-        })?;
-        listing.sort();
+        rustix::fs::seek(&self.fd, rustix::fs::SeekFrom::Start(0))?;
+        let mut buffer = listing.begin();
+        let mut entries = rustix::fs::RawDir::new(&self.fd, buffer.spare_capacity_mut());
+        while let Some(entry) = entries.next() {
+            let entry = entry?;
+            if let Some((name, kind)) = self.kind_of(entry.file_name(), entry.file_type())? {
+                listing.push(name, kind);
+            }
+        }
+        listing.end(buffer);
         Ok(())
     }
 
-    fn for_each_entry(
-        &self,
-        entries: rustix::fs::Dir,
-        mut take: impl FnMut(&OsStr, FileKind),
-    ) -> io::Result<()> {
-        for entry in entries {
-            let entry = entry?;
-            let name = OsStr::from_bytes(entry.file_name().to_bytes());
-            if name == "." || name == ".." {
-                continue;
-            }
-            let kind = match entry.file_type() {
-                rustix::fs::FileType::Unknown => match self.stat(name)? {
-                    Some(stat) => stat.kind,
-                    None => continue,
-                },
-                file_type => file_type.into(),
-            };
-            take(name, kind);
+    #[cfg(not(target_os = "linux"))]
+    pub(crate) fn list(&self, listing: &mut Listing) -> io::Result<()> {
+        let buffer = listing.begin();
+        for (name, kind) in self.entries()? {
+            listing.push(&name, kind);
         }
+        listing.end(buffer);
         Ok(())
+    }
+
+    /// One entry of a listing; `None` for `.`, `..` and what is gone already.
+    fn kind_of<'n>(
+        &self,
+        name: &'n CStr,
+        file_type: rustix::fs::FileType,
+    ) -> io::Result<Option<(&'n OsStr, FileKind)>> {
+        let name = OsStr::from_bytes(name.to_bytes());
+        if name == "." || name == ".." {
+            return Ok(None);
+        }
+        let kind = match file_type {
+            rustix::fs::FileType::Unknown => match self.stat(name)? {
+                Some(stat) => stat.kind,
+                None => return Ok(None),
+            },
+            file_type => file_type.into(),
+        };
+        Ok(Some((name, kind)))
     }
 
     /// Makes the names in this directory durable.

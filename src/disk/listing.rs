@@ -4,9 +4,14 @@ use super::stat::FileKind;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 
+/// Some five hundred names a call.
+const BUFFER_BYTES: usize = 16 * 1024;
+
 /// The names in a directory, in the order of their bytes.
 #[derive(Debug, Default)]
 pub(crate) struct Listing {
+    /// What the system fills.
+    buffer: Vec<u8>,
     names: Vec<u8>,
     entries: Vec<Entry>,
 }
@@ -19,20 +24,26 @@ struct Entry {
 }
 
 impl Listing {
-    pub(super) fn clear(&mut self) {
+    /// Empties the listing; gives its buffer out for the time of the listing.
+    pub(super) fn begin(&mut self) -> Vec<u8> {
         self.names.clear();
         self.entries.clear();
+        let mut buffer = std::mem::take(&mut self.buffer);
+        buffer.reserve(BUFFER_BYTES);
+        buffer
+    }
+
+    /// Takes the buffer back and sorts what was listed.
+    pub(super) fn end(&mut self, buffer: Vec<u8>) {
+        self.buffer = buffer;
+        let names = &self.names;
+        self.entries.sort_unstable_by_key(|entry| &names[entry.start..entry.end]);
     }
 
     pub(super) fn push(&mut self, name: &OsStr, kind: FileKind) {
         let start = self.names.len();
         self.names.extend_from_slice(name.as_bytes());
         self.entries.push(Entry { start, end: self.names.len(), kind });
-    }
-
-    pub(super) fn sort(&mut self) {
-        let names = &self.names;
-        self.entries.sort_unstable_by_key(|entry| &names[entry.start..entry.end]);
     }
 
     /// Each name and what it is.

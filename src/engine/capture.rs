@@ -3,15 +3,19 @@
 use super::output::{
     CacheEntry, CacheOutput, OutputContent, OutputDeclaration, OutputKind, SourceFile,
 };
-use crate::disk::{Capabilities, Dir, FileKind, layout};
+use super::shares;
+use crate::disk::{Capabilities, Dir, FileKind, Listing, layout};
 use crate::error::{Context, Error, Result};
 use crate::identity;
-use crate::manifest::{OutputPath, Root, RootKind, compile_glob, literal_prefix};
+use crate::manifest::{
+    OutputPath, PATH_BYTES_MAX, Root, RootKind, compare_paths, compile_glob, literal_prefix,
+};
+use crate::parallel;
 use globset::GlobMatcher;
 use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 impl CacheEntry {
@@ -60,7 +64,9 @@ impl CacheEntry {
         }
         entry.roots.append(&mut globs);
         // Roots may overlap; what two of them own is one output.
-        capture.outputs.sort_by(|a, b| a.path.cmp(&b.path));
+        capture.outputs.sort_by(|a, b| {
+            compare_paths(a.path.as_os_str().as_bytes(), b.path.as_os_str().as_bytes())
+        });
         capture.outputs.dedup_by(|a, b| a.path == b.path);
         entry.outputs = capture.outputs;
         Ok(entry)
@@ -117,32 +123,13 @@ impl Capture {
     fn tree(&mut self, parent: &Dir, path: &OutputPath, kind: FileKind) -> Result<()> {
         let place = path.as_path().to_path_buf();
         match kind {
-            FileKind::Regular => {
-                let source = SourceFile::captured(Arc::clone(&self.workspace), place.clone());
-                self.outputs.push(CacheOutput::new(place, OutputContent::File(source)));
-            }
-            FileKind::Symlink => {
-                let target = parent.read_link(path.name()).context("read the symlink", || path)?;
-                self.outputs.push(CacheOutput::symlink(place, target));
-            }
-            FileKind::Special => {
-                return Err(Error::InvalidOutput {
-                    path: place,
-                    reason: "it is neither a file, a directory nor a symlink",
-                });
-            }
             FileKind::Directory => {
-                let dir = parent.open_child(path.name()).context("open", || path)?;
-                if identity::is_store(&dir) {
-                    return Ok(());
-                }
-                let stat = dir.stat_self().context("look at", || path)?;
-                self.outputs.push(CacheOutput::directory(place).with_mode(stat.mode & 0o777));
-                for (name, kind) in dir.entries().context("list", || path)? {
-                    if !is_leftover(&name) {
-                        self.tree(&dir, &join(path, &name)?, kind)?;
-                    }
-                }
+                let mut tree = Tree { workspace: &self.workspace, folders: Vec::new() };
+                tree.list(path.clone())?;
+                tree.flatten(0, &mut self.outputs);
+            }
+            kind => {
+                self.outputs.push(other(&self.workspace, parent, place, path.name(), kind)?);
             }
         }
         Ok(())
@@ -190,6 +177,134 @@ impl Capture {
         }
         Ok(())
     }
+}
+
+/// A directory with all that is below it, listed level by level on several threads.
+struct Tree<'a> {
+    workspace: &'a Arc<Dir>,
+    folders: Vec<Folder>,
+}
+
+/// One directory, as it was listed.
+struct Folder {
+    /// `None` for what holds a store.
+    output: Option<CacheOutput>,
+    /// In the order of their names.
+    found: Vec<Found>,
+}
+
+enum Found {
+    Output(CacheOutput),
+    /// A directory, by its position among the folders.
+    Folder(usize),
+}
+
+impl Tree<'_> {
+    fn list(&mut self, root: OutputPath) -> Result<()> {
+        let mut level = vec![root];
+        while !level.is_empty() {
+            let first_below = self.folders.len() + level.len();
+            let positions: Vec<usize> = (0..level.len()).collect();
+            // A directory is some ten pieces of work.
+            let listers = parallel::for_each_with(
+                &positions,
+                level.len() * 10,
+                || (Listing::default(), Vec::new()),
+                |(listing, listed), position| {
+                    listed.push((*position, self.list_one(&level[*position], listing)?));
+                    Ok(())
+                },
+            )?;
+            let listed = listers.into_iter().map(|(_, listed)| listed).collect();
+            let mut below = Vec::new();
+            for (mut folder, paths) in shares::in_order(level.len(), listed) {
+                for found in &mut folder.found {
+                    if let Found::Folder(position) = found {
+                        *position += first_below + below.len();
+                    }
+                }
+                below.extend(paths);
+                self.folders.push(folder);
+            }
+            level = below;
+        }
+        Ok(())
+    }
+
+    /// Lists one directory. The directories in it are returned beside it, and numbered from 0.
+    fn list_one(
+        &self,
+        path: &OutputPath,
+        listing: &mut Listing,
+    ) -> Result<(Folder, Vec<OutputPath>)> {
+        let dir = self.workspace.open_beneath(path.as_path()).context("open", || path)?;
+        dir.list(listing).context("list", || path)?;
+        let mut folder = Folder { output: None, found: Vec::new() };
+        let mut below = Vec::new();
+        if listing.contains(layout::FORMAT.as_ref()) && identity::is_store(&dir) {
+            return Ok((folder, below));
+        }
+        let stat = dir.stat_self().context("look at", || path)?;
+        folder.output = Some(CacheOutput::directory(path.as_path()).with_mode(stat.mode & 0o777));
+        for (name, kind) in listing.iter().filter(|(name, _)| !is_leftover(name)) {
+            folder.found.push(match kind {
+                FileKind::Directory => {
+                    below.push(join(path, name)?);
+                    Found::Folder(below.len() - 1)
+                }
+                kind => Found::Output(other(self.workspace, &dir, place(path, name)?, name, kind)?),
+            });
+        }
+        Ok((folder, below))
+    }
+
+    /// Puts a directory and all that is below it in the order of their paths.
+    fn flatten(&mut self, position: usize, outputs: &mut Vec<CacheOutput>) {
+        let found = std::mem::take(&mut self.folders[position].found);
+        outputs.extend(self.folders[position].output.take());
+        for found in found {
+            match found {
+                Found::Output(output) => outputs.push(output),
+                Found::Folder(position) => self.flatten(position, outputs),
+            }
+        }
+    }
+}
+
+/// A file or symlink `name` in `dir`, which is `place` in the workspace.
+fn other(
+    workspace: &Arc<Dir>,
+    dir: &Dir,
+    place: PathBuf,
+    name: &OsStr,
+    kind: FileKind,
+) -> Result<CacheOutput> {
+    match kind {
+        FileKind::Regular => {
+            let source = SourceFile::captured(Arc::clone(workspace), place.clone());
+            Ok(CacheOutput::new(place, OutputContent::File(source)))
+        }
+        FileKind::Symlink => {
+            let target = dir.read_link(name).context("read the symlink", || &place)?;
+            Ok(CacheOutput::symlink(place, target))
+        }
+        FileKind::Special | FileKind::Directory => Err(Error::InvalidOutput {
+            path: place,
+            reason: "it is neither a file, a directory nor a symlink",
+        }),
+    }
+}
+
+/// The path of a name that a directory was found to hold, with one allocation.
+fn place(path: &OutputPath, name: &OsStr) -> Result<PathBuf> {
+    let length = path.as_bytes().len() + 1 + name.len();
+    if length > PATH_BYTES_MAX {
+        return Ok(join(path, name)?.as_path().to_path_buf());
+    }
+    let mut place = PathBuf::with_capacity(length);
+    place.push(path.as_path());
+    place.push(name);
+    Ok(place)
 }
 
 fn join(path: &OutputPath, name: &OsStr) -> Result<OutputPath> {

@@ -38,7 +38,7 @@ impl Cache {
         let row = self.inner.index.get(task);
         let Some(stat) = self.stat_manifest(task)? else {
             if row.is_some() {
-                self.inner.index.commit_later(Change::Remove(*task));
+                self.inner.index.note(Change::Remove(*task));
             }
             return Ok(None);
         };
@@ -48,7 +48,7 @@ impl Cache {
         let Some((manifest, stat)) = self.read_manifest(task)? else {
             return Ok(None);
         };
-        self.inner.index.commit_later(Change::Put(*task, row_of(&manifest, &stat)));
+        self.inner.index.note(Change::Put(*task, row_of(&manifest, &stat)));
         Ok(Some(Hit { duration_ms: manifest.duration_ms, exit_code: manifest.exit_code }))
     }
 
@@ -73,7 +73,7 @@ impl Cache {
             if self.inner.options.durability == Durability::Durable {
                 self.sync_folder(&shard).context("sync the folder of", path)?;
             }
-            self.inner.index.commit(Change::Remove(*task));
+            self.inner.index.note(Change::Remove(*task));
         }
         Ok(is_removed)
     }
@@ -122,7 +122,7 @@ impl Cache {
             }
             synced.context("sync the folder of", path)?;
         }
-        self.inner.index.commit(Change::Put(*task, row_of(manifest, &stat)));
+        self.inner.index.note(Change::Put(*task, row_of(manifest, &stat)));
         Ok(())
     }
 

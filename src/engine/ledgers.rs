@@ -5,34 +5,40 @@ use crate::ledger::{Ledger, Place, Row};
 use crate::manifest::{Root, RootKind};
 use std::path::Path;
 
+/// The ledger of what a task with these roots leaves in a workspace, which must be canonical.
+pub(super) fn ledger_of_outputs(workspace: &Path, roots: &[Root]) -> Place {
+    let parts = roots.iter().flat_map(|root| {
+        let kind: &[u8] = match root.kind {
+            RootKind::Directory => b"directory",
+            RootKind::File => b"file",
+            RootKind::Glob => b"pattern",
+        };
+        [kind, root.path.as_bytes()]
+    });
+    Place::new(workspace, "outputs", parts)
+}
+
+/// The ledger of one set of inputs of a workspace, which must be canonical.
+pub(super) fn ledger_of_inputs(workspace: &Path, name: &str) -> Place {
+    Place::new(workspace, "inputs", std::iter::once(name.as_bytes()))
+}
+
 impl Cache {
-    /// The ledger of what a task with these roots leaves in a workspace, which must be canonical.
-    pub(super) fn ledger_of_outputs(&self, workspace: &Path, roots: &[Root]) -> Place {
-        let parts = roots.iter().flat_map(|root| {
-            let kind: &[u8] = match root.kind {
-                RootKind::Directory => b"directory",
-                RootKind::File => b"file",
-                RootKind::Glob => b"pattern",
-            };
-            [kind, root.path.as_bytes()]
-        });
-        Place::new(workspace, "outputs", parts)
-    }
-
-    /// The ledger of one kind of input of a workspace, which must be canonical.
-    pub(super) fn ledger_of_inputs(&self, workspace: &Path, name: &str) -> Place {
-        Place::new(workspace, "inputs", std::iter::once(name.as_bytes()))
-    }
-
     /// Reads a ledger; an empty one if there is none.
     pub(super) fn read_ledger(&self, place: Place) -> Ledger {
         self.inner.ledgers.as_ref().map_or_else(Ledger::default, |ledgers| ledgers.read(place))
     }
 
     /// Replaces a ledger if there is something new to say. Best effort.
-    pub(super) fn write_ledger(&self, place: Place, old: &Ledger, rows: Vec<Row<'_>>) {
+    pub(super) fn write_ledger(
+        &self,
+        place: Place,
+        old: &Ledger,
+        kept: &[u32],
+        fresh: Vec<Row<'_>>,
+    ) {
         if let Some(ledgers) = &self.inner.ledgers {
-            ledgers.write(place, old, rows);
+            ledgers.write(place, old, kept, fresh);
         }
     }
 }

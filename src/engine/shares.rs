@@ -46,6 +46,16 @@ pub(super) fn by_folder<'p>(paths: impl Iterator<Item = (usize, &'p Path)>) -> V
     shares
 }
 
+/// Brings what several threads made for some of so many positions into their order.
+pub(super) fn in_order<T>(count: usize, made: Vec<Vec<(usize, T)>>) -> Vec<T> {
+    let mut slots: Vec<Option<T>> = Vec::new();
+    slots.resize_with(count, || None);
+    for (position, item) in made.into_iter().flatten() {
+        slots[position] = Some(item);
+    }
+    slots.into_iter().flatten().collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -9,6 +9,7 @@
 //! A concurrent lookup sees the old entry, or none, until step 3, and the whole new one after it.
 
 use super::Cache;
+use super::ledgers::ledger_of_outputs;
 use super::logs::encode_order;
 use super::output::{CacheEntry, CacheOutput, OutputContent, SourceFile, SourceFolder};
 use super::shares;
@@ -99,7 +100,7 @@ impl Cache {
         workspace: Option<&Path>,
         cancel: &Cancel,
     ) -> Result<Stored> {
-        let about = workspace.map(|workspace| self.ledger_of_outputs(workspace, &entry.roots));
+        let about = workspace.map(|workspace| ledger_of_outputs(workspace, &entry.roots));
         let ledger = about.map_or_else(Ledger::default, |about| self.read_ledger(about));
         let outputs = &entry.outputs;
         let ingest = Ingest { cache: self, batch, cancel, counts: Counts::default() };
@@ -111,14 +112,17 @@ impl Cache {
             |worker, share| {
                 let mut folder = None;
                 let mut members = share.members.iter();
-                members.try_for_each(|at| ingest.output(&outputs[*at], &mut folder, worker))
+                members.try_for_each(|at| ingest.output(*at, &outputs[*at], &mut folder, worker))
             },
         )?;
-        let (mut nodes, mut rows) = (Vec::with_capacity(outputs.len()), Vec::new());
+        let (mut nodes, mut kept, mut fresh) = (Vec::new(), Vec::new(), Vec::new());
         for worker in workers {
-            nodes.extend(worker.nodes);
-            rows.extend(worker.rows);
+            nodes.push(worker.nodes);
+            kept.extend(worker.kept);
+            fresh.push(worker.fresh);
         }
+        let nodes = shares::in_order(outputs.len(), nodes);
+        let fresh = shares::in_order(outputs.len(), fresh);
         let mut manifest = Manifest::assemble(entry.roots.clone(), nodes)?;
         manifest.exit_code = entry.exit_code;
         manifest.duration_ms = entry.duration_ms;
@@ -144,7 +148,7 @@ impl Cache {
         self.publish_manifest(task, &manifest)?;
         self.inner.has_unsynced.store(true, Ordering::Relaxed);
         if let Some(about) = about {
-            self.write_ledger(about, &ledger, rows);
+            self.write_ledger(about, &ledger, &kept, fresh);
         }
         Ok(stored)
     }
@@ -178,13 +182,23 @@ struct Ingest<'a> {
 struct Worker<'a> {
     buffer: Vec<u8>,
     cursor: Cursor<'a>,
-    nodes: Vec<Node>,
-    rows: Vec<Row<'a>>,
+    /// With the positions of their outputs.
+    nodes: Vec<(usize, Node)>,
+    /// Rows of the ledger that are still right.
+    kept: Vec<u32>,
+    /// Files that the ledger did not vouch for, with the positions of their outputs.
+    fresh: Vec<(usize, Row<'a>)>,
 }
 
 impl<'a> Worker<'a> {
     fn new(ledger: &'a Ledger) -> Worker<'a> {
-        Worker { buffer: Vec::new(), cursor: ledger.cursor(), nodes: Vec::new(), rows: Vec::new() }
+        Worker {
+            buffer: Vec::new(),
+            cursor: ledger.cursor(),
+            nodes: Vec::new(),
+            kept: Vec::new(),
+            fresh: Vec::new(),
+        }
     }
 }
 
@@ -192,6 +206,7 @@ impl<'a> Ingest<'_> {
     /// `folder` is the directory of the captured file that came before.
     fn output(
         &self,
+        position: usize,
         output: &'a CacheOutput,
         folder: &mut Option<SourceFolder>,
         worker: &mut Worker<'a>,
@@ -216,7 +231,7 @@ impl<'a> Ingest<'_> {
                 let mode = output.mode.unwrap_or(default_mode(output.executable)) & 0o777;
                 self.file(&Source::Bytes(bytes), mode, output.modified, buffer)?
             }
-            OutputContent::File(source) => self.source(output, source, folder, worker)?,
+            OutputContent::File(source) => self.source(position, output, source, folder, worker)?,
             OutputContent::Stored(blob) => {
                 let (file, stat) = blob.file()?;
                 let source = Source::File {
@@ -234,7 +249,7 @@ impl<'a> Ingest<'_> {
                 kind
             }
         };
-        worker.nodes.push(Node { path, kind });
+        worker.nodes.push((position, Node { path, kind }));
         Ok(())
     }
 
@@ -242,6 +257,7 @@ impl<'a> Ingest<'_> {
     /// and the store has its bytes.
     fn source(
         &self,
+        position: usize,
         output: &CacheOutput,
         source: &'a SourceFile,
         folder: &mut Option<SourceFolder>,
@@ -257,25 +273,25 @@ impl<'a> Ingest<'_> {
         };
         let (name, path) = (source.name(), source.path().as_os_str().as_bytes());
         let row = worker.cursor.find(path);
-        if let Some(row) = row
+        if let Some((row_position, row)) = row
             && let Some(stat) = folder.stat(name).context("look at", || source.path())?
             && row.seen.fits(&stat)
         {
             let (mode, modified) = (mode_of(&stat), modified_of(&stat));
             let keep_going = || !self.cancel.is_cancelled();
             if self.batch.has(&row.digest, blob_mode(mode), &keep_going)? {
-                worker.rows.push(Row { path, ..row });
+                worker.kept.push(row_position);
                 let (digest, size_bytes) = (row.digest, stat.size_bytes);
                 return Ok(NodeKind::File { digest, size_bytes, mode, modified });
             }
         }
         let (file, stat) = source.explain(folder.open_regular(name))?;
         // What only has another time most likely has the same bytes.
-        let is_likely_known = row.is_some_and(|row| row.seen.size_bytes() == stat.size_bytes);
+        let is_likely_known = row.is_some_and(|(_, row)| row.seen.size_bytes() == stat.size_bytes);
         let place = Source::File { file: &file, stat: &stat, path: source.path(), is_likely_known };
         let kind = self.file(&place, mode_of(&stat), modified_of(&stat), &mut worker.buffer)?;
         if let NodeKind::File { digest, .. } = kind {
-            worker.rows.push(Row { path, digest, seen: Seen::private(stat) });
+            worker.fresh.push((position, Row { path, digest, seen: Seen::private(&stat) }));
         }
         Ok(kind)
     }

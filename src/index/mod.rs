@@ -6,8 +6,8 @@
 //!   the manifest's name", never "miss".
 //! - I9: Nothing that happens to the index fails an operation: an index that is damaged, foreign
 //!   or gone is set aside and made anew, and rows come back as their manifests are asked for.
-//! - Concurrent writers of one process share a commit; those of several processes take turns in
-//!   redb's own lock.
+//! - A commit costs a sync, so no operation waits for one: changes are noted, and committed many at
+//!   a time. Writers of several processes take turns in redb's own lock.
 //!
 //! redb is used in `ConcurrencyMode::MultiWriter`. Weaknesses that are designed around, as measured
 //! with redb 4.6: pages are not checked on read (flipped bits gave wrong values, lost keys, panics,
@@ -29,10 +29,11 @@ use seal::Seal;
 use crate::disk::{self, Dir, FileKind, Placed, layout};
 use crate::key::TaskDigest;
 use redb::{ConcurrencyMode, Database, ReadableDatabase};
+use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError, RwLock, RwLockWriteGuard};
+use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockWriteGuard};
 
 /// One change to the index.
 #[derive(Debug, Clone, Copy)]
@@ -50,9 +51,8 @@ pub(crate) struct Index {
     seal: Seal,
     cache_bytes: usize,
     state: RwLock<State>,
-    queue: Mutex<Queue>,
-    /// Told when a commit has ended.
-    committed: Condvar,
+    /// What is not committed yet; `None` removes a row.
+    waiting: Mutex<HashMap<TaskDigest, Option<Row>>>,
     was_set_aside: AtomicBool,
 }
 
@@ -66,15 +66,6 @@ enum State {
     },
     /// Could not be opened or made; the manifests answer.
     Absent,
-}
-
-/// Changes that wait for a commit. Tickets count them.
-#[derive(Debug, Default)]
-struct Queue {
-    waiting: Vec<Change>,
-    next_ticket: u64,
-    committed_ticket: u64,
-    is_committing: bool,
 }
 
 /// Why redb did not do what it was asked to.
@@ -102,14 +93,16 @@ impl Index {
             key,
             cache_bytes,
             state: RwLock::new(State::Closed),
-            queue: Mutex::default(),
-            committed: Condvar::new(),
+            waiting: Mutex::default(),
             was_set_aside: AtomicBool::new(false),
         }
     }
 
     /// The row of a task, if there is one that checks. Microseconds.
     pub(crate) fn get(&self, task: &TaskDigest) -> Option<Row> {
+        if let Some(row) = self.lock_waiting().get(task) {
+            return *row;
+        }
         self.ensure_open();
         let found = {
             let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
@@ -132,42 +125,50 @@ impl Index {
         }
     }
 
-    /// Commits one change, together with those of other threads that wait. Durable when it returns,
-    /// or given up: the manifests are the truth.
-    pub(crate) fn commit(&self, change: Change) {
-        let ticket = self.enqueue(change);
-        let mut queue = self.lock_queue();
-        while queue.committed_ticket < ticket {
-            if queue.is_committing {
-                queue = self.committed.wait(queue).unwrap_or_else(PoisonError::into_inner);
-                continue;
-            }
-            queue.is_committing = true;
-            let changes = std::mem::take(&mut queue.waiting);
-            let last = queue.next_ticket;
-            drop(queue);
-            self.write(&changes);
-            queue = self.lock_queue();
-            queue.is_committing = false;
-            queue.committed_ticket = last;
-            self.committed.notify_all();
-        }
-    }
-
-    /// Notes a change that may be committed with a later one, or never.
-    pub(crate) fn commit_later(&self, change: Change) {
-        /// Enough to make the commit's price per row small.
+    /// Notes a change, to be committed with others: by [`Index::flush`], by the change that fills the
+    /// queue, or when the index is dropped. Seen by [`Index::get`] at once, by other processes when it
+    /// is committed; until then, and if this process is killed before, the manifests answer.
+    pub(crate) fn note(&self, change: Change) {
+        /// Enough to make the sync of a commit cheap for each, and few to ask for again after a kill.
         const WAITING_MAX: usize = 256;
-        if self.lock_queue().waiting.len() < WAITING_MAX {
-            self.enqueue(change);
+        let is_full = {
+            let mut waiting = self.lock_waiting();
+            let (task, row) = match change {
+                Change::Put(task, row) => (task, Some(row)),
+                Change::Remove(task) => (task, None),
+            };
+            waiting.insert(task, row);
+            waiting.len() >= WAITING_MAX
+        };
+        if is_full {
+            self.flush();
         }
     }
 
-    /// Commits what waits. For the end of a process.
+    /// Commits what waits. For when nobody does.
     pub(crate) fn flush(&self) {
-        let changes = std::mem::take(&mut self.lock_queue().waiting);
-        if !changes.is_empty() {
-            self.write(&changes);
+        let changes: Vec<Change> = {
+            let waiting = self.lock_waiting();
+            let change = |(task, row): (&TaskDigest, &Option<Row>)| match row {
+                Some(row) => Change::Put(*task, *row),
+                None => Change::Remove(*task),
+            };
+            waiting.iter().map(change).collect()
+        };
+        if changes.is_empty() {
+            return;
+        }
+        self.write(&changes);
+        // Only now, so that a lookup in between finds them; but not what was noted meanwhile.
+        let mut waiting = self.lock_waiting();
+        for change in changes {
+            let (task, committed) = match change {
+                Change::Put(task, row) => (task, Some(row)),
+                Change::Remove(task) => (task, None),
+            };
+            if waiting.get(&task) == Some(&committed) {
+                waiting.remove(&task);
+            }
         }
     }
 
@@ -178,6 +179,7 @@ impl Index {
 
     /// All rows that check, and the number of those that do not. `None` if there is no index.
     pub(crate) fn rows(&self) -> Option<(Vec<(TaskDigest, Row)>, usize)> {
+        self.flush();
         self.ensure_open();
         let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
         let State::Open { database, .. } = &*state else {
@@ -276,13 +278,6 @@ impl Index {
                 Err(failure) => self.give_up(&failure),
             }
         }
-    }
-
-    fn enqueue(&self, change: Change) -> u64 {
-        let mut queue = self.lock_queue();
-        queue.waiting.push(change);
-        queue.next_ticket += 1;
-        queue.next_ticket
     }
 
     fn ensure_open(&self) {
@@ -417,8 +412,8 @@ impl Index {
         self.state.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn lock_queue(&self) -> MutexGuard<'_, Queue> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock_waiting(&self) -> MutexGuard<'_, HashMap<TaskDigest, Option<Row>>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -17,6 +17,7 @@ pub use codec::DecodeError;
 #[cfg(fuzzing)]
 pub(crate) use codec::wrap_body;
 pub use path::{OutputPath, PathError};
+pub(crate) use path::{PATH_BYTES_MAX, compare_paths};
 
 use crate::digest::Digest;
 use crate::disk::Timestamp;

@@ -7,7 +7,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 /// Longest path, in bytes (`PATH_MAX` of Linux less the terminator).
-const PATH_BYTES_MAX: usize = 4095;
+pub(crate) const PATH_BYTES_MAX: usize = 4095;
 /// Longest component, in bytes (`NAME_MAX` of Linux).
 const NAME_BYTES_MAX: usize = 255;
 
@@ -118,13 +118,17 @@ impl OutputPath {
 
 impl Ord for OutputPath {
     fn cmp(&self, other: &OutputPath) -> Ordering {
-        let (own, other) = (&self.0, &other.0);
-        // NUL cannot occur in a path, so a separator may take its place in the order.
-        let rank = |byte: u8| if byte == b'/' { 0 } else { byte };
-        match own.iter().zip(other).find(|(own, other)| own != other) {
-            Some((own, other)) => rank(*own).cmp(&rank(*other)),
-            None => own.len().cmp(&other.len()),
-        }
+        compare_paths(&self.0, &other.0)
+    }
+}
+
+/// The order of [`OutputPath`], for paths that are no values of that type.
+pub(crate) fn compare_paths(one: &[u8], other: &[u8]) -> Ordering {
+    // NUL cannot occur in a path, so a separator may take its place in the order.
+    let rank = |byte: u8| if byte == b'/' { 0 } else { byte };
+    match one.iter().zip(other).find(|(one, other)| one != other) {
+        Some((one, other)) => rank(*one).cmp(&rank(*other)),
+        None => one.len().cmp(&other.len()),
     }
 }
 

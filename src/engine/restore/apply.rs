@@ -52,13 +52,13 @@ enum Batch<'m, 's> {
 
 impl<'m> Stage<'m> {
     pub(super) fn make(plan: Plan<'m>, materializer: &Materializer<'_>) -> Result<Stage<'m>> {
-        let mut staged = Vec::new();
+        let (mut staged, mut unfinished) = (Vec::new(), Vec::new());
         for merge in &plan.merges {
             refuse_folded_names(merge)?;
             let mut names = Staged::default();
             for tree in &merge.trees {
                 let name = merge.scratch.new_name();
-                make_directories(tree, merge.scratch.dir()?, &name)?;
+                unfinished.push(make_directories(tree, merge.scratch.dir()?, &name)?);
                 names.trees.push(name);
             }
             names.files.extend(merge.findings.files.iter().map(|_| merge.scratch.new_name()));
@@ -70,6 +70,12 @@ impl<'m> Stage<'m> {
             staged.push(names);
         }
         let done = make_files(&plan, &staged, materializer)?;
+        let mut unfinished = unfinished.iter();
+        for (merge, names) in plan.merges.iter().zip(&staged) {
+            for ((tree, name), modes) in merge.trees.iter().zip(&names.trees).zip(&mut unfinished) {
+                finish_directories(tree, modes, merge.scratch.dir()?, name)?;
+            }
+        }
         Ok(Stage { plan, staged, done })
     }
 
@@ -89,6 +95,7 @@ impl<'m> Stage<'m> {
             }
             done.counters.add(&merge.findings.counters);
             done.counters.removed += merge.findings.remove.len() as u64;
+            done.kept.extend(merge.findings.kept);
             done.seen.extend(merge.findings.seen);
         }
         Ok(done)
@@ -146,7 +153,7 @@ fn make_files<'m>(
                     match FileNode::of(node) {
                         Some(file) => {
                             let seen = materializer.make(&file, &dir, name, worker)?;
-                            worker.seen.push((file, seen));
+                            worker.seen.push((node, seen));
                         }
                         None => make_symlink(node, &dir, name)?,
                     }
@@ -154,48 +161,69 @@ fn make_files<'m>(
                 Ok(())
             }
         })?;
-    for (merge, names) in plan.merges.iter().zip(staged) {
-        for (tree, name) in merge.trees.iter().zip(&names.trees) {
-            close_directories(tree, merge.scratch.dir()?, name)?;
-        }
-    }
     Ok(workers.into_iter().reduce(Worker::joined).unwrap_or_default())
 }
 
 /// What every directory of ours has while it is filled.
 const OPEN_MODE: u32 = 0o700;
 
-/// Makes the directories of a tree in scratch, each with its own mode where that lets us fill it.
-/// The root's own mode comes after the move, since a directory without write permission cannot be
-/// moved.
-fn make_directories(tree: &Tree<'_>, scratch: &Dir, name: &OsStr) -> Result<()> {
+/// Makes the directories of a tree in scratch, level by level on several threads, each with its own
+/// mode where that lets us fill it. Returns those whose modes are still to be set, but for the root:
+/// its mode comes after the move, since a directory without write permission cannot be moved.
+fn make_directories<'m>(tree: &Tree<'m>, scratch: &Dir, name: &OsStr) -> Result<Vec<&'m Node>> {
     let place = || tree.root().as_path();
-    let _ = scratch.make_new(name, OPEN_MODE).context("make", place)?;
+    let _ = scratch.make_new(name, 0o777).context("make", place)?;
     let root = scratch.open_child(name).context("open", place)?;
+    // What the umask, or a default ACL, takes off every directory that is made here.
+    let lost = 0o777 & !root.stat_self().context("look at", place)?.mode;
+    let mut levels: Vec<Vec<(&Path, u32)>> = Vec::new();
+    let mut unfinished = Vec::new();
     for node in tree.nodes.iter().skip(1) {
         let NodeKind::Directory { mode } = node.kind else { continue };
-        // One name of several components, in a directory that nobody else can enter.
         let below = relative(place(), &node.path);
-        let placed = root.make_new(below.as_os_str(), mode | OPEN_MODE);
-        if placed.context("make", || &node.path)? == Placed::Occupied {
-            return Err(refuse(&node.path, "two outputs have the same name on this filesystem"));
+        let depth = below.as_os_str().as_bytes().iter().filter(|byte| **byte == b'/').count();
+        levels.resize_with(levels.len().max(depth + 1), Vec::new);
+        levels[depth].push((below, mode | OPEN_MODE));
+        if (mode | OPEN_MODE) & !lost != mode {
+            unfinished.push(node);
         }
     }
-    Ok(())
+    for level in &levels {
+        let shares = shares::by_folder(level.iter().map(|(below, _)| *below).enumerate());
+        parallel::for_each_with(
+            &shares,
+            level.len(),
+            || (),
+            |(), share| {
+                share.members.iter().try_for_each(|position| {
+                    let (below, mode) = level[*position];
+                    // One name of several components, in a directory that nobody else can enter.
+                    match root.make_new(below.as_os_str(), mode).context("make", || below)? {
+                        Placed::Here => Ok(()),
+                        Placed::Occupied => Err(refuse(
+                            tree.root(),
+                            "two outputs have the same name on this filesystem",
+                        )),
+                    }
+                })
+            },
+        )?;
+    }
+    Ok(unfinished)
 }
 
-/// Gives the directories of a tree that is filled their modes, from the bottom up, where the umask
-/// took something off, or where they could not have been filled.
-fn close_directories(tree: &Tree<'_>, scratch: &Dir, name: &OsStr) -> Result<()> {
-    let root = scratch.open_child(name).context("open", || tree.root())?;
-    for node in tree.nodes.iter().skip(1).rev() {
+/// Gives directories of a tree that is filled their modes, from the bottom up.
+fn finish_directories(
+    tree: &Tree<'_>,
+    unfinished: &[&Node],
+    scratch: &Dir,
+    name: &OsStr,
+) -> Result<()> {
+    for node in unfinished.iter().rev() {
         let NodeKind::Directory { mode } = node.kind else { continue };
-        let below = relative(tree.root().as_path(), &node.path);
-        let stat = root.stat(below.as_os_str()).context("look at", || &node.path)?;
-        if stat.is_none_or(|stat| stat.mode & 0o777 != mode) {
-            let dir = root.open_beneath(below).context("open", || &node.path)?;
-            dir.set_mode_self(mode).context("set the mode of", || &node.path)?;
-        }
+        let below = Path::new(name).join(relative(tree.root().as_path(), &node.path));
+        let dir = scratch.open_beneath(&below).context("open", || &node.path)?;
+        dir.set_mode_self(mode).context("set the mode of", || &node.path)?;
     }
     Ok(())
 }
@@ -231,13 +259,13 @@ fn apply<'m>(
         let dir = folders.of(&node.path)?;
         let renamed = merge.scratch.dir()?.rename(name, dir, node.path.name());
         renamed.context("move into place", || &node.path)?;
-        if let Some(file) = FileNode::of(node)
+        if matches!(node.kind, NodeKind::File { .. })
             && let Some(stat) = dir.stat(node.path.name()).context("look at", || &node.path)?
         {
             // Nothing but a blob has several names and no write permission.
             let is_blob = stat.links > 1 && stat.mode & 0o222 == 0;
-            let seen = if is_blob { Seen::blob(stat) } else { Seen::private(stat) };
-            done.seen.push((file, seen));
+            let seen = if is_blob { Seen::blob(&stat) } else { Seen::private(&stat) };
+            done.seen.push((node, seen));
         }
     }
     for file in &findings.times {

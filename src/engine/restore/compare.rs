@@ -29,8 +29,10 @@ pub(super) struct Findings<'m> {
     pub(super) modes: Vec<(&'m Node, u32)>,
     /// Directories that are not there, in the order of their paths.
     pub(super) absent: Vec<&'m Node>,
-    /// Files that are right, and how they look.
-    pub(super) seen: Vec<(FileNode<'m>, Seen)>,
+    /// Rows of the ledger that are still right.
+    pub(super) kept: Vec<u32>,
+    /// Files that are right and that the ledger did not vouch for, and how they look.
+    pub(super) seen: Vec<(&'m Node, Seen)>,
     pub(super) counters: Counters,
 }
 
@@ -54,6 +56,8 @@ pub(super) struct Comparison<'a, 'm> {
 /// What an existing file is, compared with what would be restored.
 #[derive(Debug, Clone, Copy)]
 enum Verdict {
+    /// As the row of the ledger says.
+    Known(u32),
     Right(Seen),
     OtherTime,
     Wrong,
@@ -81,6 +85,7 @@ impl<'m> Findings<'m> {
         self.times.extend(other.times);
         self.modes.extend(other.modes);
         self.absent.extend(other.absent);
+        self.kept.extend(other.kept);
         self.seen.extend(other.seen);
         self.counters.add(&other.counters);
     }
@@ -250,7 +255,8 @@ impl<'a> Comparer<'a> {
                 return Ok(());
             }
             Verdict::OtherTime => findings.times.push(*file),
-            Verdict::Right(seen) => findings.seen.push((*file, seen)),
+            Verdict::Known(position) => findings.kept.push(position),
+            Verdict::Right(seen) => findings.seen.push((file.node, seen)),
         }
         findings.counters.count(Method::Kept, file.size_bytes);
         Ok(())
@@ -278,34 +284,40 @@ impl<'a> Comparer<'a> {
         let row = cursor
             .find(file.node.path.as_bytes())
             .filter(|_| options.verify_level == VerifyLevel::Stamp)
-            .filter(|row| row.digest == file.digest && row.seen.fits(&stat));
+            .filter(|(_, row)| row.digest == file.digest && row.seen.fits(&stat));
         let may_be_blob = stat.links > 1
             && stat.mode == blob_mode(file.mode)
             && self.materializer.accepts_hardlink(file);
         if may_be_blob {
-            let is_blob = row.is_some_and(|row| row.seen.is_blob()) || {
+            let known = row.filter(|(_, row)| row.seen.is_blob());
+            let is_blob = known.is_some() || {
                 let blob = self.materializer.prove(file)?;
                 (blob.inode, blob.device) == (stat.inode, stat.device)
             };
             if is_blob {
-                let seen = Seen::blob(stat);
-                return Ok(if is_other_time { Verdict::Wrong } else { Verdict::Right(seen) });
+                return Ok(match known {
+                    _ if is_other_time => Verdict::Wrong,
+                    Some((position, _)) => Verdict::Known(position),
+                    None => Verdict::Right(Seen::blob(&stat)),
+                });
             }
         }
         // Another name of some blob is no private file.
         if stat.mode != file.mode || (stat.links > 1 && stat.mode & 0o222 == 0) {
             return Ok(Verdict::Wrong);
         }
-        let is_known = row.is_some_and(|row| !row.seen.is_blob());
-        let stat = if is_known {
-            stat
-        } else {
-            match self.read(dir, file, buffer)? {
-                Some(stat) => stat,
-                None => return Ok(Verdict::Wrong),
-            }
-        };
-        Ok(if is_other_time { Verdict::OtherTime } else { Verdict::Right(Seen::private(stat)) })
+        let known = row.filter(|(_, row)| !row.seen.is_blob());
+        if let Some((position, _)) = known.filter(|_| !is_other_time) {
+            return Ok(Verdict::Known(position));
+        }
+        if known.is_some() {
+            return Ok(Verdict::OtherTime);
+        }
+        Ok(match self.read(dir, file, buffer)? {
+            None => Verdict::Wrong,
+            Some(_) if is_other_time => Verdict::OtherTime,
+            Some(stat) => Verdict::Right(Seen::private(&stat)),
+        })
     }
 
     /// Reads a file; its stat if it has the right bytes, and nobody changed it meanwhile.

@@ -67,13 +67,16 @@ enum Made {
 pub(super) struct Worker<'m> {
     buffer: Vec<u8>,
     pub(super) counters: Counters,
-    /// The files that are in place now, and how they look.
-    pub(super) seen: Vec<(FileNode<'m>, Seen)>,
+    /// Rows of the ledger that are still right.
+    pub(super) kept: Vec<u32>,
+    /// The other files that are in place now, and how they look.
+    pub(super) seen: Vec<(&'m Node, Seen)>,
 }
 
 impl<'m> Worker<'m> {
     pub(super) fn joined(mut self, other: Worker<'m>) -> Worker<'m> {
         self.counters.add(&other.counters);
+        self.kept.extend(other.kept);
         self.seen.extend(other.seen);
         self
     }
@@ -177,7 +180,7 @@ impl<'a> Materializer<'a> {
         }
         let stat = self.copy(file, dir, name, &mut worker.buffer)?;
         worker.counters.count(Method::Copied, file.size_bytes);
-        Ok(Seen::private(stat))
+        Ok(Seen::private(&stat))
     }
 
     fn hardlink(&self, file: &FileNode<'_>, dir: &Dir, name: &OsStr) -> Result<Made> {
@@ -205,7 +208,7 @@ impl<'a> Materializer<'a> {
             linked => linked,
         };
         match linked {
-            Ok(Placed::Here) => Ok(Made::Done(Seen::blob(stat))),
+            Ok(Placed::Here) => Ok(Made::Done(Seen::blob(&stat))),
             Ok(Placed::Occupied) => Err(occupied(file)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Err(self.missing(file)),
             Err(error) if disk::is_unsupported(&error) => {
@@ -239,7 +242,7 @@ impl<'a> Materializer<'a> {
         if after.stamp() != proven.stamp() {
             return Err(self.damaged(file, None, &blob));
         }
-        Ok(Made::Done(Seen::private(self.finish(file, &target)?)))
+        Ok(Made::Done(Seen::private(&self.finish(file, &target)?)))
     }
 
     fn copy(

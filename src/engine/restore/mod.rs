@@ -29,11 +29,13 @@ mod workspace;
 pub use report::{CopyReason, MethodCounts, Restored};
 
 use super::Cache;
+use super::ledgers::ledger_of_outputs;
 use crate::cancel::Cancel;
 use crate::disk::{self, Dir, LockMode};
 use crate::error::{Context, Error, Result};
 use crate::key::TaskDigest;
 use crate::ledger::Row;
+use crate::manifest::NodeKind;
 use crate::options::RestoreOptions;
 use apply::Stage;
 use materialize::Materializer;
@@ -83,19 +85,22 @@ impl Cache {
         let materializer = Materializer::new(self, options, cancel, manifest.nodes.len());
         let store = disk::canonical(&self.inner.path).unwrap_or_else(|_| self.inner.path.clone());
         let place = Workspace { dir: &dir, store: store.strip_prefix(&canonical).ok() };
-        let about = self.ledger_of_outputs(&canonical, &manifest.roots);
+        let about = ledger_of_outputs(&canonical, &manifest.roots);
         let ledger = self.read_ledger(about);
         let restored = Plan::make(place, &manifest, &ledger, &materializer)
             .and_then(|plan| Stage::make(plan, &materializer))
             .and_then(|stage| stage.apply(&materializer));
         match restored {
-            Ok(done) => {
-                let rows = done.seen.iter().map(|(file, seen)| Row {
-                    path: file.node.path.as_bytes(),
-                    digest: file.digest,
-                    seen: *seen,
+            Ok(mut done) => {
+                // The nodes lie in one list, in the order of their paths.
+                done.seen.sort_unstable_by_key(|(node, _)| std::ptr::from_ref(*node));
+                let fresh = done.seen.iter().filter_map(|(node, seen)| match node.kind {
+                    NodeKind::File { digest, .. } => {
+                        Some(Row { path: node.path.as_bytes(), digest, seen: *seen })
+                    }
+                    _ => None,
                 });
-                self.write_ledger(about, &ledger, rows.collect());
+                self.write_ledger(about, &ledger, &done.kept, fresh.collect());
                 let counters = done.counters;
                 Ok(Some(counters.restored(manifest)))
             }
