@@ -25,6 +25,7 @@ use std::cmp::Ordering;
 use std::ffi::OsString;
 use std::io::{self, Write};
 use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 const MAGIC: &[u8; 8] = b"larder-l";
 const CHECKSUM_CONTEXT: &str = "larder 2026-11-23 ledger file v1";
@@ -38,6 +39,8 @@ const STAT_BYTES: usize = 8 + 8 + 8 + 12 + 12 + 2 + 1;
 const LEDGER_BYTES_MAX: u64 = 256 << 20;
 /// More workspaces than this on one machine take turns: the ledger that was written first goes.
 const LEDGERS_MAX: usize = 256;
+/// So many ledgers wait to be written at most: each has some hundred bytes a file.
+const PENDING_MAX: usize = 8;
 /// Reading files of this many bytes in all again costs less than keeping a ledger of them.
 const WORTH_BYTES_MIN: u64 = 1 << 20;
 /// What a file costs to read beyond its bytes, in bytes that are read in the same time.
@@ -61,6 +64,8 @@ pub(crate) fn is_young(modified: Timestamp, now: Timestamp) -> bool {
 pub(crate) struct Ledgers {
     folder: Dir,
     key: [u8; 32],
+    /// What is to be written when nobody waits. Shared with whoever reads it meanwhile.
+    pending: Mutex<Vec<(Place, Arc<Ledger>)>>,
 }
 
 /// What a ledger is about, as a name.
@@ -164,11 +169,16 @@ impl Place {
 impl Ledgers {
     /// The ledgers in the folder of that name; no I/O.
     pub(crate) fn new(folder: Dir, identity: &Identity) -> Ledgers {
-        Ledgers { folder, key: identity.boot_key() }
+        Ledgers { folder, key: identity.boot_key(), pending: Mutex::default() }
     }
 
     /// Reads the ledger of a place.
-    pub(crate) fn read(&self, place: Place) -> Ledger {
+    pub(crate) fn read(&self, place: Place) -> Arc<Ledger> {
+        let pending = self.lock_pending();
+        if let Some((_, ledger)) = pending.iter().find(|(about, _)| *about == place) {
+            return Arc::clone(ledger);
+        }
+        drop(pending);
         let read = (|| {
             let (file, stat) = self.folder.open_regular(place.name().as_ref())?;
             let mut bytes = Vec::new();
@@ -182,16 +192,22 @@ impl Ledgers {
             && bytes[..40] == header(place)
             && bytes[40..HEADER_BYTES] == self.checksum(&bytes[HEADER_BYTES..]);
         if !is_ours {
-            return Ledger::default();
+            return Arc::default();
         }
         let starts = starts(&bytes);
-        Ledger { bytes, starts }
+        Arc::new(Ledger { bytes, starts })
     }
 
     /// Replaces the ledger of a place, if it is worth one and says something new: it keeps the rows of
     /// `old` at these positions, and gets the fresh ones, but for those of files that may still change
-    /// without a trace. Best effort.
-    pub(crate) fn write(&self, place: Place, old: &Ledger, kept: &[u32], mut fresh: Vec<Row<'_>>) {
+    /// without a trace. Others see it after [`Ledgers::flush`].
+    pub(crate) fn replace(
+        &self,
+        place: Place,
+        old: &Ledger,
+        kept: &[u32],
+        mut fresh: Vec<Row<'_>>,
+    ) {
         let now = disk::now();
         fresh.retain(|row| row.seen.is_settled(now) && row.path.len() <= PATH_BYTES_MAX);
         if fresh.is_empty() && kept.len() == old.len() {
@@ -214,25 +230,43 @@ impl Ledgers {
         let mut bytes = Vec::with_capacity(HEADER_BYTES + length);
         bytes.extend_from_slice(&header(place));
         bytes.resize(HEADER_BYTES, 0);
+        let mut starts = Vec::with_capacity(rows.len());
         for row in &rows {
+            starts.push(bytes.len() as u32);
             encode(row, &mut bytes);
         }
-        let checksum = self.checksum(&bytes[HEADER_BYTES..]);
-        bytes[40..HEADER_BYTES].copy_from_slice(&checksum);
-        // On a full or read-only disk files are read again.
-        let _ = self.replace(place, &bytes, old.starts.is_empty());
+        let mut pending = self.lock_pending();
+        pending.retain(|(about, _)| *about != place);
+        pending.push((place, Arc::new(Ledger { bytes, starts })));
+        let is_full = pending.len() > PENDING_MAX;
+        drop(pending);
+        if is_full {
+            self.flush();
+        }
     }
 
-    fn replace(&self, place: Place, bytes: &[u8], is_new: bool) -> io::Result<()> {
-        if is_new {
+    /// Writes what was replaced, for other processes and later ones. Best effort: on a full or
+    /// read-only disk files are read again.
+    pub(crate) fn flush(&self) {
+        let pending = std::mem::take(&mut *self.lock_pending());
+        for (place, ledger) in pending {
+            let _ = self.write(place, &ledger.bytes);
+        }
+    }
+
+    fn write(&self, place: Place, bytes: &[u8]) -> io::Result<()> {
+        let (name, contents) = (place.name(), &bytes[HEADER_BYTES..]);
+        if self.folder.stat(name.as_ref())?.is_none() {
             self.make_room();
         }
-        let name = place.name();
         let staged = format!("{name}.{}", disk::random_name()?);
         let mut file = self.folder.create_new(staged.as_ref(), 0o600)?;
-        let written = file
-            .write_all(bytes)
-            .and_then(|()| self.folder.rename(staged.as_ref(), &self.folder, name.as_ref()));
+        let written = (|| {
+            file.write_all(&header(place))?;
+            file.write_all(&self.checksum(contents))?;
+            file.write_all(contents)?;
+            self.folder.rename(staged.as_ref(), &self.folder, name.as_ref())
+        })();
         if written.is_err() {
             // Best effort; it is the first to go when there is no room.
             let _ = self.folder.unlink(staged.as_ref());
@@ -255,12 +289,22 @@ impl Ledgers {
         }
     }
 
+    fn lock_pending(&self) -> MutexGuard<'_, Vec<(Place, Arc<Ledger>)>> {
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Keyed by store and boot.
     fn checksum(&self, contents: &[u8]) -> [u8; 32] {
         let mut hasher = blake3::Hasher::new_keyed(&self.key);
         hasher.update(CHECKSUM_CONTEXT.as_bytes());
         hasher.update(contents);
         *hasher.finalize().as_bytes()
+    }
+}
+
+impl Drop for Ledgers {
+    fn drop(&mut self) {
+        self.flush();
     }
 }
 
@@ -387,7 +431,7 @@ mod tests {
 
     fn ledgers(folder: &Path, key: u8) -> Ledgers {
         let folder = Dir::open(folder, Capabilities::all()).expect("the folder opens");
-        Ledgers { folder, key: [key; 32] }
+        Ledgers { folder, key: [key; 32], pending: Mutex::default() }
     }
 
     fn row(path: &[u8], number: u64) -> Row<'_> {
@@ -405,7 +449,7 @@ mod tests {
         let paths: Vec<String> =
             (0..100).map(|number| format!("d{}/{number}", number % 7)).collect();
         let rows = (0..100).map(|number| row(paths[number as usize].as_bytes(), number));
-        ledgers.write(place("a"), &Ledger::default(), &[], rows.collect());
+        ledgers.replace(place("a"), &Ledger::default(), &[], rows.collect());
         let ledger = ledgers.read(place("a"));
         assert_eq!(ledger.len(), 100);
         let mut cursor = ledger.cursor();
@@ -419,7 +463,7 @@ mod tests {
         assert_eq!(ledgers.read(place("b")).len(), 0, "another place");
 
         let (position, _) = ledger.cursor().find(b"d0/7").expect("written");
-        ledgers.write(place("a"), &ledger, &[position], vec![row(b"new", 7)]);
+        ledgers.replace(place("a"), &ledger, &[position], vec![row(b"new", 7)]);
         let ledger = ledgers.read(place("a"));
         assert_eq!(ledger.len(), 2, "one was kept, one is fresh");
         assert!(ledger.cursor().find(b"d0/7").is_some() && ledger.cursor().find(b"new").is_some());
@@ -451,7 +495,8 @@ mod tests {
         let ledgers_1 = ledgers(folder.path(), 1);
         let young = Seen::private(&FileStat { changed: disk::now(), ..stat(2) });
         let rows = vec![row(b"old", 1), Row { seen: young, ..row(b"young", 2) }];
-        ledgers_1.write(place("a"), &Ledger::default(), &[], rows);
+        ledgers_1.replace(place("a"), &Ledger::default(), &[], rows);
+        ledgers_1.flush();
         assert_eq!(ledgers_1.read(place("a")).len(), 1);
         assert_eq!(ledgers(folder.path(), 2).read(place("a")).len(), 0);
         let path = folder.path().join(place("a").name());
@@ -471,8 +516,14 @@ mod tests {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let ledgers = ledgers(folder.path(), 1);
         for number in 0..LEDGERS_MAX + 10 {
-            ledgers.write(place(&number.to_string()), &Ledger::default(), &[], vec![row(b"x", 1)]);
+            ledgers.replace(
+                place(&number.to_string()),
+                &Ledger::default(),
+                &[],
+                vec![row(b"x", 1)],
+            );
         }
+        ledgers.flush();
         let count = std::fs::read_dir(folder.path()).expect("listed").count();
         assert!((LEDGERS_MAX / 2..LEDGERS_MAX).contains(&count), "{count} ledgers");
         assert_eq!(ledgers.read(place(&(LEDGERS_MAX + 9).to_string())).len(), 1);

@@ -68,6 +68,12 @@ impl LocalBackend {
         &self.cache
     }
 
+    /// Leaves to another thread what nobody waits for, and whose result nobody needs.
+    fn maintain(&self) {
+        let cache = self.cache.clone();
+        drop(tokio::runtime::Handle::current().spawn_blocking(move || cache.maintain()));
+    }
+
     /// Runs an operation on a blocking thread. If the future is dropped, the operation is cancelled.
     async fn run<T: Send + 'static>(
         &self,
@@ -120,9 +126,7 @@ impl CacheBackend for LocalBackend {
         }
         let entry = entry.clone();
         self.run("storing", move |cache, cancel| cache.store(&key, &entry, cancel)).await?;
-        // Nobody waits for this, and nobody needs its result.
-        let cache = self.cache.clone();
-        drop(tokio::runtime::Handle::current().spawn_blocking(move || cache.maintain()));
+        self.maintain();
         Ok(())
     }
 
@@ -134,11 +138,13 @@ impl CacheBackend for LocalBackend {
     ) -> BackendResult<Vec<CacheOutput>> {
         let key = TaskDigest::derive("", digest)?;
         let (workspace, options) = (workspace.to_path_buf(), self.restore_options);
-        self.run("restoring", move |cache, cancel| {
+        let outputs = self.run("restoring", move |cache, cancel| {
             let restored = cache.restore(&key, &workspace, options, cancel)?.ok_or(Error::Miss)?;
             Ok(cache.outputs(&restored.manifest))
-        })
-        .await
+        });
+        let outputs = outputs.await?;
+        self.maintain();
+        Ok(outputs)
     }
 
     async fn get_logs(

@@ -217,7 +217,17 @@ impl BlobStore {
 
     /// Whether an inode is, by its stat alone, the one that was published as this blob and that
     /// nobody wrote to.
-    fn is_intact_by_stamp(
+    pub(crate) fn is_intact(
+        &self,
+        view: &StampView,
+        stat: &FileStat,
+        digest: &Digest,
+        mode: u32,
+    ) -> bool {
+        self.is_intact_by_slot(view, stat, digest, mode, self.stamps.get(view, digest, mode))
+    }
+
+    fn is_intact_by_slot(
         &self,
         view: &StampView,
         stat: &FileStat,

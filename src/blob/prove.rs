@@ -67,7 +67,7 @@ impl BlobStore {
             return Ok(Proof::Missing);
         };
         let slot = self.stamps.get(view, digest, mode);
-        if level == VerifyLevel::Stamp && self.is_intact_by_stamp(view, &stat, digest, mode, slot) {
+        if level == VerifyLevel::Stamp && self.is_intact_by_slot(view, &stat, digest, mode, slot) {
             return Ok(Proof::Intact(stat));
         }
         let damaged = |actual| {

@@ -4,6 +4,7 @@ use super::Cache;
 use crate::ledger::{Ledger, Place, Row};
 use crate::manifest::{Root, RootKind};
 use std::path::Path;
+use std::sync::Arc;
 
 /// The ledger of what a task with these roots leaves in a workspace, which must be canonical.
 pub(super) fn ledger_of_outputs(workspace: &Path, roots: &[Root]) -> Place {
@@ -25,12 +26,12 @@ pub(super) fn ledger_of_inputs(workspace: &Path, name: &str) -> Place {
 
 impl Cache {
     /// Reads a ledger; an empty one if there is none.
-    pub(super) fn read_ledger(&self, place: Place) -> Ledger {
-        self.inner.ledgers.as_ref().map_or_else(Ledger::default, |ledgers| ledgers.read(place))
+    pub(super) fn read_ledger(&self, place: Place) -> Arc<Ledger> {
+        self.inner.ledgers.as_ref().map_or_else(Arc::default, |ledgers| ledgers.read(place))
     }
 
-    /// Replaces a ledger if there is something new to say. Best effort.
-    pub(super) fn write_ledger(
+    /// Replaces a ledger if there is something new to say; it is written when nobody waits.
+    pub(super) fn replace_ledger(
         &self,
         place: Place,
         old: &Ledger,
@@ -38,7 +39,7 @@ impl Cache {
         fresh: Vec<Row<'_>>,
     ) {
         if let Some(ledgers) = &self.inner.ledgers {
-            ledgers.write(place, old, kept, fresh);
+            ledgers.replace(place, old, kept, fresh);
         }
     }
 }

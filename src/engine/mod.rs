@@ -178,7 +178,7 @@ impl Cache {
         self.inner.identity.secret_key()
     }
 
-    /// Does what is better done off the critical path: commits waiting index rows and, at most
+    /// Does what is better done off the critical path: commits waiting index rows, writes ledgers and, at most
     /// every five minutes, makes durable what was stored meanwhile (one syncfs). Call it when
     /// nobody waits, for instance before a process ends. Blocking, up to seconds.
     ///
@@ -189,6 +189,9 @@ impl Cache {
         /// How much rehashing a power cut may cost at most, in time of work.
         const BARRIER_SECONDS: i64 = 300;
         self.inner.index.flush();
+        if let Some(ledgers) = &self.inner.ledgers {
+            ledgers.flush();
+        }
         let age = disk::now().seconds.saturating_sub(self.inner.identity.barrier_at().seconds);
         // A clock that was set back makes the age negative; then it is time, too.
         let is_time = !(0..BARRIER_SECONDS).contains(&age);

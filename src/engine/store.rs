@@ -26,6 +26,7 @@ use crate::manifest::{
 use crate::parallel;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// What a store operation did.
@@ -101,7 +102,7 @@ impl Cache {
         cancel: &Cancel,
     ) -> Result<Stored> {
         let about = workspace.map(|workspace| ledger_of_outputs(workspace, &entry.roots));
-        let ledger = about.map_or_else(Ledger::default, |about| self.read_ledger(about));
+        let ledger = about.map_or_else(Arc::default, |about| self.read_ledger(about));
         let outputs = &entry.outputs;
         let ingest = Ingest { cache: self, batch, cancel, counts: Counts::default() };
         let shares = shares::by_folder(outputs.iter().map(CacheOutput::source_path).enumerate());
@@ -148,7 +149,7 @@ impl Cache {
         self.publish_manifest(task, &manifest)?;
         self.inner.has_unsynced.store(true, Ordering::Relaxed);
         if let Some(about) = about {
-            self.write_ledger(about, &ledger, &kept, fresh);
+            self.replace_ledger(about, &ledger, &kept, fresh);
         }
         Ok(stored)
     }

@@ -16,7 +16,9 @@ use crate::engine::Cache;
 use crate::error::{Context, Error, Result};
 use crate::ledger::{self, Seen};
 use crate::manifest::{Node, NodeKind, blob_mode};
-use crate::options::{LINK_BYTES_MIN, LinkMode, MtimeMode, PRIVATE_SUFFIXES, RestoreOptions};
+use crate::options::{
+    LINK_BYTES_MIN, LinkMode, MtimeMode, PRIVATE_SUFFIXES, RestoreOptions, VerifyLevel,
+};
 use std::ffi::OsStr;
 use std::io::{self, Write};
 use std::sync::OnceLock;
@@ -60,6 +62,8 @@ pub(super) struct Materializer<'a> {
 enum Made {
     Done(Seen),
     Refused(CopyReason),
+    /// The blob had to be proven by its bytes; it is intact.
+    Again,
 }
 
 /// What one thread has at hand, and what it did.
@@ -160,7 +164,11 @@ impl<'a> Materializer<'a> {
         for way in self.ways(file) {
             let made = match way {
                 Method::Reflinked => self.reflink(file, dir, name)?,
-                _ => self.hardlink(file, dir, name)?,
+                _ => match self.hardlink(file, dir, name)? {
+                    // Its stamp is known now. More rounds need somebody who writes all the time.
+                    Made::Again => self.hardlink(file, dir, name)?,
+                    made => made,
+                },
             };
             match made {
                 Made::Done(seen) => {
@@ -171,7 +179,7 @@ impl<'a> Materializer<'a> {
                 Made::Refused(why) if reason.is_none() || *way == Method::Hardlinked => {
                     reason = Some(why);
                 }
-                Made::Refused(_) => {}
+                Made::Refused(_) | Made::Again => {}
             }
         }
         // Where a private file was wanted, that there are no reflinks is nothing to tell.
@@ -191,14 +199,10 @@ impl<'a> Materializer<'a> {
         if file.mode & 0o555 != mode {
             return Ok(Made::Refused(CopyReason::Mode));
         }
-        let stat = self.prove(file)?;
-        if self.options.mtime_mode == MtimeMode::Recorded
-            && file.modified.is_some_and(|modified| modified != stat.modified)
-        {
-            return Ok(Made::Refused(CopyReason::ModificationTime));
-        }
-        if ledger::is_young(stat.modified, disk::now()) {
-            return Ok(Made::Refused(CopyReason::Young));
+        // The name is in a directory of ours, so the link can be made first and judged by its own stat:
+        // by then everything about the inode is at hand, and what was judged is what was linked.
+        if self.options.verify_level == VerifyLevel::Content {
+            self.prove(file)?;
         }
         let linked = match self.link(file, mode, dir, name) {
             Err(error) if disk::is_link_limit(&error) => {
@@ -208,14 +212,36 @@ impl<'a> Materializer<'a> {
             linked => linked,
         };
         match linked {
-            Ok(Placed::Here) => Ok(Made::Done(Seen::blob(&stat))),
-            Ok(Placed::Occupied) => Err(occupied(file)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Err(self.missing(file)),
-            Err(error) if disk::is_unsupported(&error) => {
-                Ok(Made::Refused(self.hardlinks.refuse(&error)))
+            Ok(Placed::Here) => {}
+            Ok(Placed::Occupied) => return Err(occupied(file)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Err(self.missing(file));
             }
-            Err(error) => Err(error).context("link to", || &file.node.path),
+            Err(error) if disk::is_unsupported(&error) => {
+                return Ok(Made::Refused(self.hardlinks.refuse(&error)));
+            }
+            Err(error) => return Err(error).context("link to", || &file.node.path),
         }
+        let path = || &file.node.path;
+        let stat = dir.stat(name).context("look at", path)?.ok_or_else(|| self.missing(file))?;
+        let blobs = &self.cache.inner.blobs;
+        if !blobs.is_intact(&self.view, &stat, &file.digest, mode) {
+            dir.unlink(name).context("remove", path)?;
+            // By its bytes; and then, if they are right, most likely in a fresh inode.
+            self.prove(file)?;
+            return Ok(Made::Again);
+        }
+        let refused = if self.options.mtime_mode == MtimeMode::Recorded
+            && file.modified.is_some_and(|modified| modified != stat.modified)
+        {
+            CopyReason::ModificationTime
+        } else if ledger::is_young(stat.modified, disk::now()) {
+            CopyReason::Young
+        } else {
+            return Ok(Made::Done(Seen::blob(&stat)));
+        };
+        dir.unlink(name).context("remove", path)?;
+        Ok(Made::Refused(refused))
     }
 
     fn link(&self, file: &FileNode<'_>, mode: u32, dir: &Dir, name: &OsStr) -> io::Result<Placed> {

@@ -100,7 +100,7 @@ impl Cache {
                     }
                     _ => None,
                 });
-                self.write_ledger(about, &ledger, &done.kept, fresh.collect());
+                self.replace_ledger(about, &ledger, &done.kept, fresh.collect());
                 let counters = done.counters;
                 Ok(Some(counters.restored(manifest)))
             }
