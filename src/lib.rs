@@ -70,9 +70,9 @@ pub use cancel::Cancel;
 pub use digest::{Digest, ParseDigestError};
 pub use disk::{Capabilities, Timestamp};
 pub use engine::{
-    BlobReader, Cache, CacheEntry, CacheOutput, CopyReason, Health, Hit, LinkSupport, LogPiece,
-    MethodCounts, OutputContent, OutputDeclaration, OutputKind, Repair, Restored, ScrubReport,
-    SourceFile, Stats, Stored, StoredBlob, TaskLogs, destroy, remove_outputs,
+    BlobReader, Cache, CacheEntry, CacheOutput, CopyReason, Health, Hit, InputContent, LinkSupport,
+    LogPiece, MethodCounts, OutputContent, OutputDeclaration, OutputKind, Repair, Restored,
+    ScrubReport, SourceFile, Stats, Stored, StoredBlob, TaskLogs, destroy, remove_outputs,
 };
 pub use error::{Error, ErrorKind, Result};
 pub use key::{KEY_BYTES_MAX, TaskDigest};

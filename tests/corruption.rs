@@ -22,12 +22,14 @@ fn closed_lab() -> (Lab, Vec<u8>) {
     }
     // The index as it was before the replacement and the removal.
     let stale_index = {
+        lab.cache.maintain().expect("rows are committed");
         drop(Cache::open(&lab.store_path(), CacheOptions::default()).expect("opens"));
         fs::read(lab.store_path().join("index.redb")).expect("an index")
     };
     write_old(&lab.workspace().join("out"), b"new 1");
     lab.store("k1", &["out"]);
     assert!(lab.cache.remove(&task("k2")).expect("removed"));
+    lab.cache.maintain().expect("rows are committed");
     (lab, stale_index)
 }
 

@@ -129,7 +129,7 @@ impl StampTable {
         let table = self.read();
         let table = table.as_ref()?;
         let mut window = [0; WINDOW_BYTES];
-        table.file.read_exact_at(&mut window, table.offset(table.home(digest))).ok()?;
+        table.file.read_exact_at(&mut window, offset(table.home(digest))).ok()?;
         self.find(&window, digest, mode)
     }
 
@@ -172,7 +172,7 @@ impl StampTable {
         for run in entries.chunk_by(close) {
             let [first, last] = [run[0], run[run.len() - 1]].map(|entry| table.home(&entry.digest));
             bytes.resize((last + WINDOW_BUCKETS - first) as usize * BUCKET_BYTES, 0);
-            if table.file.read_exact_at(&mut bytes, table.offset(first)).is_err() {
+            if table.file.read_exact_at(&mut bytes, offset(first)).is_err() {
                 return None;
             }
             for entry in run {
@@ -185,7 +185,7 @@ impl StampTable {
                 window[place * SLOT_BYTES..(place + 1) * SLOT_BYTES]
                     .copy_from_slice(&self.encode(entry));
             }
-            if table.file.write_all_at(&bytes, table.offset(first)).is_err() {
+            if table.file.write_all_at(&bytes, offset(first)).is_err() {
                 return None;
             }
         }
@@ -242,7 +242,7 @@ impl StampTable {
                 };
                 let last = old.buckets.min(homes(end) + 1) + WINDOW_BUCKETS - 1;
                 source.resize((last - homes(start)) as usize * BUCKET_BYTES, 0);
-                old.file.read_exact_at(&mut source, old.offset(homes(start)))?;
+                old.file.read_exact_at(&mut source, offset(homes(start)))?;
                 let mut target = std::mem::take(&mut carried);
                 target.resize((end - start + WINDOW_BUCKETS) as usize * BUCKET_BYTES, 0);
                 for slot in slots(&source).filter(|slot| self.is_ours(slot)) {
@@ -260,10 +260,10 @@ impl StampTable {
                     }
                 }
                 carried = target.split_off((end - start) as usize * BUCKET_BYTES);
-                table.file.write_all_at(&target, table.offset(start))?;
+                table.file.write_all_at(&target, offset(start))?;
             }
             carried.truncate((WINDOW_BUCKETS as usize - 1) * BUCKET_BYTES);
-            table.file.write_all_at(&carried, table.offset(buckets))
+            table.file.write_all_at(&carried, offset(buckets))
         })();
         let placed = written
             .and_then(|()| self.root.rename(name.as_ref(), &self.root, layout::STAMPS.as_ref()));
@@ -336,10 +336,6 @@ impl Table {
     fn home(&self, digest: &Digest) -> u64 {
         home(prefix_of(digest), self.buckets)
     }
-
-    fn offset(&self, bucket: u64) -> u64 {
-        HEADER_BYTES + bucket * BUCKET_BYTES as u64
-    }
 }
 
 fn header(buckets: u64) -> [u8; HEADER_BYTES as usize] {
@@ -349,6 +345,11 @@ fn header(buckets: u64) -> [u8; HEADER_BYTES as usize] {
     let checksum = blake3::hash(&header[..32]);
     header[32..].copy_from_slice(checksum.as_bytes());
     header
+}
+
+/// Where a bucket lies in the file.
+fn offset(bucket: u64) -> u64 {
+    HEADER_BYTES + bucket * BUCKET_BYTES as u64
 }
 
 /// The home bucket: the digest's first bytes as a fraction of the table, so that digests in order

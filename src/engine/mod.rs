@@ -2,7 +2,7 @@
 //! no runtime, no printing.
 //!
 //! [`Cache`] is one open store. Its operations are one file each: `store`, `restore/`, `entries`
-//! (lookup, removal), `scrub`, `stats`, `health`, `destroy`.
+//! (lookup, removal), `inputs`, `scrub`, `stats`, `health`, `destroy`.
 //!
 //! # Locks, in the order in which they are taken
 //! 1. `in-use`, shared, from open to drop; exclusive only in `destroy`, which never waits for it.
@@ -23,6 +23,7 @@ mod clean;
 mod destroy;
 mod entries;
 mod health;
+mod inputs;
 mod lease;
 mod ledgers;
 mod logs;
@@ -37,6 +38,7 @@ pub use clean::remove_outputs;
 pub use destroy::destroy;
 pub use entries::Hit;
 pub use health::{Health, LinkSupport};
+pub use inputs::InputContent;
 pub use logs::TaskLogs;
 pub use output::{
     BlobReader, CacheEntry, CacheOutput, LogPiece, OutputContent, OutputDeclaration, OutputKind,

@@ -1,18 +1,16 @@
 //! Inputs: which files a run depends on, and what is in them.
 
 use super::super::Failure;
+use super::super::print::chain;
 use super::parts::{Kind, Parts};
 use globset::{GlobBuilder, GlobMatcher};
-use ignore::WalkBuilder;
-use larder::{Digest, OutputPath};
-use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, File, Metadata};
-use std::io::{self, Read};
+use ignore::{WalkBuilder, WalkState};
+use larder::{Cache, Cancel, InputContent, OutputPath};
+use std::fs;
+use std::io;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::Sender;
 
 /// What a run declares.
 #[derive(Debug)]
@@ -47,86 +45,29 @@ impl From<Failure> for Unread {
     }
 }
 
-/// The inputs of a run, with what is needed to see whether they change.
+/// The inputs of a run, sorted by path.
 #[derive(Debug)]
-pub(super) struct Inputs(BTreeMap<OutputPath, Input>);
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Input {
-    File { digest: Digest, is_executable: bool, stamp: Stamp },
-    Symlink { target: Vec<u8> },
-}
-
-/// Changes whenever the file does (ctime cannot be set).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Stamp {
-    inode: u64,
-    size_bytes: u64,
-    modified: (i64, i64),
-    changed: (i64, i64),
-}
-
-impl Stamp {
-    fn of(meta: &Metadata) -> Stamp {
-        Stamp {
-            inode: meta.ino(),
-            size_bytes: meta.len(),
-            modified: (meta.mtime(), meta.mtime_nsec()),
-            changed: (meta.ctime(), meta.ctime_nsec()),
-        }
-    }
-}
+pub(super) struct Inputs(Vec<(OutputPath, InputContent)>);
 
 impl Inputs {
-    /// Finds and reads the inputs.
-    pub(super) fn read(declared: &Declared<'_>) -> Result<Inputs, Unread> {
-        let paths: Vec<OutputPath> = find(declared)?.into_iter().collect();
-        let read = Mutex::new(BTreeMap::new());
-        let failure = Mutex::new(None);
-        let next = AtomicUsize::new(0);
-        let work = || {
-            let mut buffer = vec![0; 128 * 1024];
-            while let Some(path) = paths.get(next.fetch_add(1, Ordering::Relaxed)) {
-                match read_one(&declared.workspace.join(path.as_path()), &mut buffer) {
-                    Ok(Some(input)) => {
-                        read.lock()
-                            .unwrap_or_else(std::sync::PoisonError::into_inner)
-                            .insert(path.clone(), input);
-                    }
-                    Ok(None) => {}
-                    Err(error) => {
-                        let text = format!("cannot read the input {path}: {error}");
-                        *failure.lock().unwrap_or_else(std::sync::PoisonError::into_inner) =
-                            Some(text);
-                        return;
-                    }
-                }
-            }
-        };
-        std::thread::scope(|scope| {
-            for _ in 1..std::thread::available_parallelism().map_or(1, usize::from).min(8) {
-                scope.spawn(work);
-            }
-            work();
-        });
-        match failure.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner) {
-            Some(text) => Err(Unread::Unreadable(text)),
-            None => {
-                Ok(Inputs(read.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner)))
-            }
-        }
+    /// Finds and reads the inputs; what did not change since an earlier run is not read again.
+    pub(super) fn read(declared: &Declared<'_>, cache: &Cache) -> Result<Inputs, Unread> {
+        let paths = find(declared)?;
+        let contents = digest(declared, cache, &paths)?;
+        let inputs = paths.into_iter().zip(contents);
+        Ok(Inputs(inputs.filter_map(|(path, content)| Some((path, content?))).collect()))
     }
 
     pub(super) fn add_to(&self, parts: &mut Parts) {
         for (path, input) in &self.0 {
             let name = path.as_bytes();
             match input {
-                Input::File { digest, is_executable, .. } => {
+                InputContent::File { digest, executable } => {
                     let mut value = digest.as_bytes().to_vec();
-                    value.push(u8::from(*is_executable));
+                    value.push(u8::from(*executable));
                     parts.add(Kind::File, name, value);
                 }
-                Input::Symlink { target } => parts.add(Kind::Symlink, name, target),
+                InputContent::Symlink { target } => parts.add(Kind::Symlink, name, target),
             }
         }
     }
@@ -137,105 +78,55 @@ impl Inputs {
 
     /// The first input that is not what it was, or was not there. Files are read again only if their
     /// stat changed.
-    pub(super) fn first_change(&self, declared: &Declared<'_>) -> Result<Option<String>, Unread> {
-        let now = find(declared)?;
-        if let Some(path) = now.iter().find(|path| !self.0.contains_key(path)) {
-            // A directory or a special file is no input; a file that appeared is.
-            let meta = fs::symlink_metadata(declared.workspace.join(path.as_path()));
-            if meta.is_ok_and(|meta| meta.is_file() || meta.is_symlink()) {
-                return Ok(Some(format!("{path} appeared")));
-            }
-        }
-        let mut buffer = vec![0; 128 * 1024];
-        for (path, input) in &self.0 {
-            let place = declared.workspace.join(path.as_path());
-            let is_same = match (fs::symlink_metadata(&place), input) {
-                (Ok(meta), Input::File { stamp, .. })
-                    if meta.is_file() && Stamp::of(&meta) == *stamp =>
-                {
-                    true
+    pub(super) fn first_change(
+        &self,
+        declared: &Declared<'_>,
+        cache: &Cache,
+    ) -> Result<Option<String>, Unread> {
+        let now = Inputs::read(declared, cache)?;
+        let (mut then, mut now) = (self.0.iter().peekable(), now.0.iter().peekable());
+        loop {
+            match (then.next(), now.peek()) {
+                (None, None) => return Ok(None),
+                (Some(old), Some(new)) if old == *new => {
+                    now.next();
                 }
-                (Ok(_), _) => match read_one(&place, &mut buffer) {
-                    Ok(Some(now)) => is_same_content(&now, input),
-                    _ => false,
-                },
-                (Err(_), _) => false,
-            };
-            if !is_same {
-                return Ok(Some(format!("{path} changed")));
+                (Some((path, _)), Some((new, _))) if path > new => {
+                    return Ok(Some(format!("{new} appeared")));
+                }
+                (None, Some((new, _))) => return Ok(Some(format!("{new} appeared"))),
+                (Some((path, _)), _) => return Ok(Some(format!("{path} changed"))),
             }
         }
-        Ok(None)
     }
 }
 
-fn is_same_content(one: &Input, other: &Input) -> bool {
-    match (one, other) {
-        (
-            Input::File { digest, is_executable, .. },
-            Input::File { digest: digest2, is_executable: is_executable2, .. },
-        ) => (digest, is_executable) == (digest2, is_executable2),
-        (one, other) => one == other,
-    }
-}
-
-/// Hashes one file of any size in a fixed buffer. `None` for what is neither file nor symlink.
-pub(super) fn hash_file(path: &Path, buffer: &mut [u8]) -> io::Result<(Digest, Metadata)> {
-    // A FIFO opened so returns at once, and is refused below.
-    let nonblocking = i32::try_from(rustix::fs::OFlags::NONBLOCK.bits()).unwrap_or_default();
-    let mut file = File::options().read(true).custom_flags(nonblocking).open(path)?;
-    let meta = file.metadata()?;
-    if !meta.is_file() {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
-    }
-    let mut hasher = blake3::Hasher::new();
-    loop {
-        let read = file.read(buffer)?;
-        if read == 0 {
-            break;
-        }
-        hasher.update(&buffer[..read]);
-    }
-    if Stamp::of(&file.metadata()?) != Stamp::of(&meta) {
-        return Err(io::Error::other("it changed while it was read"));
-    }
-    Ok((hasher.finalize().into(), meta))
-}
-
-fn read_one(path: &Path, buffer: &mut [u8]) -> io::Result<Option<Input>> {
-    let meta = match fs::symlink_metadata(path) {
-        Ok(meta) => meta,
-        // Tracked by git, and removed: as if it were not there.
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(error),
-    };
-    if meta.is_symlink() {
-        return Ok(Some(Input::Symlink {
-            target: fs::read_link(path)?.as_os_str().as_bytes().to_vec(),
-        }));
-    }
-    if !meta.is_file() {
-        return Ok(None);
-    }
-    let (digest, meta) = hash_file(path, buffer)?;
-    let is_executable = meta.permissions().mode() & 0o111 != 0;
-    Ok(Some(Input::File { digest, is_executable, stamp: Stamp::of(&meta) }))
+/// What lies at each of the paths.
+fn digest(
+    declared: &Declared<'_>,
+    cache: &Cache,
+    paths: &[OutputPath],
+) -> Result<Vec<Option<InputContent>>, Unread> {
+    // One ledger for what is declared, whatever is found there.
+    let set = declared.inputs.join("\n");
+    cache
+        .digest_inputs(declared.workspace, &set, paths, &Cancel::new())
+        .map_err(|error| Unread::Unreadable(format!("cannot read the inputs: {}", chain(&error))))
 }
 
 /// The paths of all inputs, less outputs and store.
-fn find(declared: &Declared<'_>) -> Result<BTreeSet<OutputPath>, Unread> {
+fn find(declared: &Declared<'_>) -> Result<Vec<OutputPath>, Unread> {
     let filter = Filter::new(declared)?;
-    let mut found = BTreeSet::new();
+    let mut found = Vec::new();
     if declared.inputs.is_empty() {
         walk(declared.workspace, declared.workspace, true, &filter, &mut found)?;
         add_tracked(declared.workspace, &filter, &mut found)?;
-        return Ok(found);
     }
     for input in declared.inputs {
         let place = declared.workspace.join(input);
         if is_pattern(input) && fs::symlink_metadata(&place).is_err() {
             let glob = compile(input)?;
-            let mut all = BTreeSet::new();
+            let mut all = Vec::new();
             walk(
                 declared.workspace,
                 &start_of(declared.workspace, input),
@@ -260,10 +151,12 @@ fn find(declared: &Declared<'_>) -> Result<BTreeSet<OutputPath>, Unread> {
             if meta.is_dir() {
                 walk(declared.workspace, &place, false, &filter, &mut found)?;
             } else {
-                found.insert(parse(input)?);
+                found.push(parse(input)?);
             }
         }
     }
+    found.sort_unstable();
+    found.dedup();
     Ok(found)
 }
 
@@ -290,7 +183,7 @@ impl Filter {
     }
 
     /// Adds a path below the workspace, unless it is an output (or the workspace itself).
-    fn add(&self, relative: &Path, found: &mut BTreeSet<OutputPath>) {
+    fn add(&self, relative: &Path, found: &mut Vec<OutputPath>) {
         found.extend(OutputPath::parse(relative).ok().filter(|path| !self.excludes(path)));
     }
 
@@ -307,7 +200,7 @@ fn walk(
     start: &Path,
     is_git: bool,
     filter: &Filter,
-    found: &mut BTreeSet<OutputPath>,
+    found: &mut Vec<OutputPath>,
 ) -> Result<(), Unread> {
     if !start.exists() {
         return Ok(());
@@ -327,18 +220,47 @@ fn walk(
         let is_git_folder = entry.file_name() == ".git" && entry.path() != root;
         !is_store && !is_git_folder
     });
-    for entry in builder.build() {
-        let entry = entry
-            .map_err(|error| Unread::Unreadable(format!("cannot list the inputs: {error}")))?;
-        if is_dir(&entry) {
-            continue;
-        }
-        let Ok(relative) = entry.path().strip_prefix(workspace) else {
-            continue;
-        };
-        filter.add(relative, found);
+    let (sender, receiver) = std::sync::mpsc::channel();
+    builder.threads(std::thread::available_parallelism().map_or(1, usize::from).min(4));
+    builder.build_parallel().run(|| {
+        let mut batch = Batch { found: Vec::new(), sender: sender.clone() };
+        Box::new(move |entry| {
+            match entry {
+                Ok(entry) if is_dir(&entry) => {}
+                Ok(entry) => {
+                    if let Ok(relative) = entry.path().strip_prefix(workspace) {
+                        filter.add(relative, &mut batch.found);
+                    }
+                }
+                Err(error) => {
+                    // The receiver lives until all threads are done.
+                    let _ = batch.sender.send(Err(error));
+                    return WalkState::Quit;
+                }
+            }
+            WalkState::Continue
+        })
+    });
+    drop(sender);
+    for batch in receiver {
+        found.extend(
+            batch
+                .map_err(|error| Unread::Unreadable(format!("cannot list the inputs: {error}")))?,
+        );
     }
     Ok(())
+}
+
+/// What one thread of a walk found; sent when the thread ends.
+struct Batch {
+    found: Vec<OutputPath>,
+    sender: Sender<Result<Vec<OutputPath>, ignore::Error>>,
+}
+
+impl Drop for Batch {
+    fn drop(&mut self) {
+        let _ = self.sender.send(Ok(std::mem::take(&mut self.found)));
+    }
 }
 
 fn is_dir(entry: &ignore::DirEntry) -> bool {
@@ -355,7 +277,7 @@ fn is_store(path: &Path) -> bool {
 fn add_tracked(
     workspace: &Path,
     filter: &Filter,
-    found: &mut BTreeSet<OutputPath>,
+    found: &mut Vec<OutputPath>,
 ) -> Result<(), Unread> {
     let Some((top, git)) = find_git(workspace) else {
         return Ok(());

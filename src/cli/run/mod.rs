@@ -13,9 +13,10 @@ use super::restore::{explain, object, words};
 use super::settings::Settings;
 use super::{Failure, Status, progress};
 use exec::{Finished, Watcher};
-use inputs::{Declared, Inputs, Unread, hash_file, is_pattern};
+use inputs::{Declared, Inputs, Unread, is_pattern};
 use larder::{
-    Cache, CacheEntry, Cancel, Error, Hit, OutputDeclaration, OutputPath, TaskDigest, TaskLogs,
+    Cache, CacheEntry, Cancel, Digest, Error, Hit, InputContent, OutputDeclaration, OutputPath,
+    TaskDigest, TaskLogs,
 };
 use parts::{Kind, Parts};
 use serde_json::json;
@@ -162,8 +163,7 @@ impl Plan {
             parts.add(Kind::Argument, "", argument.as_bytes());
         }
         let program = find_program(&args.command[0], &self.directory)?;
-        let hashed = hash_file(&program, &mut vec![0; 128 * 1024]);
-        let (digest, _) = hashed.map_err(|error| {
+        let digest = digest_program(&cache, &program).map_err(|error| {
             Trouble::Cache(format!("cannot read {}: {error}", program.display()))
         })?;
         parts.add(Kind::Executable, "", digest.as_bytes());
@@ -191,14 +191,14 @@ impl Plan {
         for output in &outputs {
             parts.add(Kind::Output, "", output);
         }
-        let inputs = Inputs::read(&self.declared()).map_err(|unread| match unread {
+        let inputs = Inputs::read(&self.declared(), &cache).map_err(|unread| match unread {
             Unread::Missing(text) => Trouble::Caller(Failure::Usage(text)),
             Unread::Unreadable(text) => Trouble::Cache(text),
         })?;
         inputs.add_to(&mut parts);
         let key = parts.key();
         let task = TaskDigest::derive("", &key).map_err(|error| Trouble::Cache(chain(&error)))?;
-        Ok(Keyed { description: parts.describe(&cache.secret_key()), cache, inputs, key, task })
+        Ok(Keyed { cache, inputs, parts, key, task })
     }
 
     fn declared(&self) -> Declared<'_> {
@@ -354,7 +354,8 @@ impl Plan {
         let Some(code) = code.filter(|code| *code == 0 || args.cache_failures) else {
             return Err(format!("the command failed with {}", finished.status));
         };
-        let change = keyed.inputs.first_change(&self.declared()).map_err(Unread::into_text)?;
+        let change =
+            keyed.inputs.first_change(&self.declared(), &keyed.cache).map_err(Unread::into_text)?;
         if let Some(change) = change {
             return Err(format!("the input {change} while the command ran"));
         }
@@ -366,7 +367,7 @@ impl Plan {
         let mut entry =
             entry.with_stdout(stdout).with_stderr(stderr).with_result(code, millis(finished.took));
         entry.log_order.clone_from(order);
-        entry.key_parts = Some(keyed.description.as_slice().into());
+        entry.key_parts = Some(keyed.parts.describe(&keyed.cache.secret_key()).into());
         keyed.cache.store(&keyed.task, &entry, cancel).map_err(|error| chain(&error))
     }
 
@@ -402,7 +403,7 @@ impl Plan {
 struct Keyed {
     cache: Cache,
     inputs: Inputs,
-    description: Vec<u8>,
+    parts: Parts,
     key: String,
     task: TaskDigest,
 }
@@ -476,6 +477,20 @@ fn find_program(name: &OsStr, directory: &Path) -> Result<PathBuf, Trouble> {
         ("there is no such program", NOT_FOUND)
     };
     Err(Trouble::Command(format!("cannot run {}: {why}", name.display()), status))
+}
+
+/// The digest of the file that is run, from the ledger if it did not change.
+fn digest_program(cache: &Cache, program: &Path) -> Result<Digest, String> {
+    let place = fs::canonicalize(program).map_err(|error| error.to_string())?;
+    let (Some(folder), Some(name)) = (place.parent(), place.file_name()) else {
+        return Err("it has no name".to_owned());
+    };
+    let path = OutputPath::parse(name).map_err(|error| error.to_string())?;
+    let found = cache.digest_inputs(folder, &format!("program {path}"), &[path], &Cancel::new());
+    match found.map_err(|error| chain(&error))?.pop().flatten() {
+        Some(InputContent::File { digest, .. }) => Ok(digest),
+        _ => Err("it is no regular file".to_owned()),
+    }
 }
 
 /// Takes paths the way people write them: `./dist/`, or absolute within the workspace.

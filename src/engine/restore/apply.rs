@@ -181,7 +181,7 @@ fn make_directories<'m>(tree: &Tree<'m>, scratch: &Dir, name: &OsStr) -> Result<
     for node in tree.nodes.iter().skip(1) {
         let NodeKind::Directory { mode } = node.kind else { continue };
         let below = relative(place(), &node.path);
-        let depth = below.as_os_str().as_bytes().iter().filter(|byte| **byte == b'/').count();
+        let depth = below.components().count() - 1;
         levels.resize_with(levels.len().max(depth + 1), Vec::new);
         levels[depth].push((below, mode | OPEN_MODE));
         if (mode | OPEN_MODE) & !lost != mode {

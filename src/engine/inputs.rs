@@ -1,0 +1,187 @@
+//! Inputs: digests of the files that a task depends on, without reading again what did not change.
+
+use super::Cache;
+use super::ledgers::ledger_of_inputs;
+use super::shares;
+use crate::cancel::Cancel;
+use crate::digest::Digest;
+use crate::disk::{self, Dir, FileKind};
+use crate::error::{Context, Error, Result};
+use crate::ledger::{Cursor, Row, Seen};
+use crate::manifest::OutputPath;
+use crate::parallel;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+/// Up to this size a file is read into memory.
+const MEMORY_BYTES_MAX: u64 = 256 * 1024;
+
+/// What lies at a path that a task depends on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum InputContent {
+    /// A regular file.
+    File {
+        /// BLAKE3 of its contents.
+        digest: Digest,
+        /// Whether anybody may execute it.
+        executable: bool,
+    },
+    /// A symbolic link; it is not followed.
+    Symlink {
+        /// Its text, verbatim.
+        target: Box<[u8]>,
+    },
+}
+
+/// What one thread has at hand, and what it found.
+struct Worker<'a> {
+    buffer: Vec<u8>,
+    cursor: Cursor<'a>,
+    found: Vec<(usize, InputContent)>,
+    kept: Vec<u32>,
+    fresh: Vec<(usize, Row<'a>)>,
+}
+
+impl Cache {
+    /// Says what lies at each of these paths of `workspace`: `None` for nothing, a directory or
+    /// anything special. A file whose stat is as it was at the last call for this workspace and `set`
+    /// (a name of the caller's choice for one list of paths) is not read again; a ledger in the store
+    /// remembers it, and its loss costs reading. Directories on the way to a path may be symlinks.
+    /// Blocking; some microseconds for each unchanged file; looks at `cancel` for each.
+    ///
+    /// # Errors
+    /// If a file cannot be read, or changes while it is read ([`Error::SourceChanged`]).
+    ///
+    /// # Examples
+    /// ```
+    /// use larder::{Cache, CacheOptions, Cancel, Digest, InputContent, OutputPath};
+    /// let folder = tempfile::tempdir()?;
+    /// let cache = Cache::open(&folder.path().join("store"), CacheOptions::default())?;
+    /// std::fs::write(folder.path().join("main.c"), "int main;")?;
+    /// let paths = [OutputPath::parse("main.c")?, OutputPath::parse("missing.c")?];
+    /// let found = cache.digest_inputs(folder.path(), "sources", &paths, &Cancel::new())?;
+    /// let digest = Digest::of(b"int main;");
+    /// assert_eq!(found[0], Some(InputContent::File { digest, executable: false }));
+    /// assert_eq!(found[1], None);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn digest_inputs(
+        &self,
+        workspace: &Path,
+        set: &str,
+        paths: &[OutputPath],
+        cancel: &Cancel,
+    ) -> Result<Vec<Option<InputContent>>> {
+        let workspace = disk::canonical(workspace).context("find", || workspace)?;
+        let dir = Dir::open(&workspace, self.inner.options.capabilities);
+        let dir = dir.context("open the workspace", || &workspace)?;
+        let about = ledger_of_inputs(&workspace, set);
+        let ledger = self.read_ledger(about);
+        let shares = shares::by_folder(paths.iter().map(OutputPath::as_path).enumerate());
+        let workers = parallel::for_each_with(
+            &shares,
+            paths.len(),
+            || Worker {
+                buffer: Vec::new(),
+                cursor: ledger.cursor(),
+                found: Vec::new(),
+                kept: Vec::new(),
+                fresh: Vec::new(),
+            },
+            |worker, share| {
+                let Some(folder) = open_folder(&dir, &workspace, share.folder)? else {
+                    return Ok(());
+                };
+                share.members.iter().try_for_each(|position| {
+                    cancel.check()?;
+                    digest_one(worker, &folder, *position, &paths[*position], cancel)
+                })
+            },
+        )?;
+        let mut contents: Vec<Option<InputContent>> = Vec::new();
+        contents.resize_with(paths.len(), || None);
+        let (mut kept, mut fresh) = (Vec::new(), Vec::new());
+        for worker in workers {
+            for (position, content) in worker.found {
+                contents[position] = Some(content);
+            }
+            kept.extend(worker.kept);
+            fresh.push(worker.fresh);
+        }
+        let fresh = shares::in_order(paths.len(), fresh);
+        self.replace_ledger(about, &ledger, &kept, fresh);
+        Ok(contents)
+    }
+}
+
+/// The directory of some inputs; `None` if it is not there. Inputs are only read, so symlinks on the
+/// way are the user's own.
+fn open_folder(workspace: &Dir, path: &Path, folder: &Path) -> Result<Option<Dir>> {
+    let opened = match workspace.open_beneath(folder) {
+        Err(error) if disk::is_not_a_directory(&error) => {
+            Dir::open(&path.join(folder), workspace.capabilities())
+        }
+        opened => opened,
+    };
+    match opened {
+        Ok(dir) => Ok(Some(dir)),
+        Err(error)
+            if error.kind() == io::ErrorKind::NotFound || disk::is_not_a_directory(&error) =>
+        {
+            Ok(None)
+        }
+        Err(error) => Err(error).context("open the folder of inputs", || folder),
+    }
+}
+
+fn digest_one<'a>(
+    worker: &mut Worker<'a>,
+    folder: &Dir,
+    position: usize,
+    path: &'a OutputPath,
+    cancel: &Cancel,
+) -> Result<()> {
+    let name = path.name();
+    let Some(stat) = folder.stat(name).context("look at", || path)? else { return Ok(()) };
+    match stat.kind {
+        FileKind::Regular => {}
+        FileKind::Symlink => {
+            let target = folder.read_link(name).context("read the symlink", || path)?;
+            let target = target.as_bytes().into();
+            worker.found.push((position, InputContent::Symlink { target }));
+            return Ok(());
+        }
+        FileKind::Directory | FileKind::Special => return Ok(()),
+    }
+    let row = worker.cursor.find(path.as_bytes());
+    let (digest, mode) = if let Some((row_position, row)) = row
+        && row.seen.fits(&stat)
+    {
+        worker.kept.push(row_position);
+        (row.digest, stat.mode)
+    } else {
+        let (file, before) = folder.open_regular(name).context("open", || path)?;
+        let digest = if before.size_bytes <= MEMORY_BYTES_MAX {
+            let read = disk::read_exactly(&file, before.size_bytes as usize, &mut worker.buffer);
+            read.context("read", || path)?;
+            Digest::of(&worker.buffer)
+        } else {
+            match disk::hash_contents(&file, &|| !cancel.is_cancelled()) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {
+                    return Err(Error::Cancelled);
+                }
+                hashed => hashed.context("read", || path)?.0,
+            }
+        };
+        let after = disk::stat_file(&file).context("look at", || path)?;
+        if !after.is_unchanged_since(&before) {
+            return Err(Error::SourceChanged { path: path.as_path().to_path_buf() });
+        }
+        let row = Row { path: path.as_bytes(), digest, seen: Seen::private(&after) };
+        worker.fresh.push((position, row));
+        (digest, after.mode)
+    };
+    worker.found.push((position, InputContent::File { digest, executable: mode & 0o111 != 0 }));
+    Ok(())
+}
