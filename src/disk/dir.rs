@@ -24,6 +24,13 @@ const DIRECTORY: OFlags =
 const REGULAR: OFlags =
     OFlags::NONBLOCK.union(OFlags::NOFOLLOW).union(OFlags::NOCTTY).union(OFlags::CLOEXEC);
 
+/// Reading leaves no trace: the first read of a new file would write its inode again, for the access
+/// time (mount(8), `relatime`). Only an owner may ask for that.
+#[cfg(target_os = "linux")]
+const QUIET: OFlags = OFlags::NOATIME;
+#[cfg(not(target_os = "linux"))]
+const QUIET: OFlags = OFlags::empty();
+
 /// An open directory.
 #[derive(Debug)]
 pub(crate) struct Dir {
@@ -111,12 +118,12 @@ impl Dir {
     /// Opens the regular file `name` for reading. Anything else is an error of kind `InvalidInput`,
     /// and a FIFO does not block.
     pub(crate) fn open_regular(&self, name: &OsStr) -> io::Result<(File, FileStat)> {
-        checked_regular(rustix::fs::openat(
-            &self.fd,
-            name,
-            REGULAR | OFlags::RDONLY,
-            Mode::empty(),
-        )?)
+        let flags = REGULAR | OFlags::RDONLY;
+        checked_regular(match rustix::fs::openat(&self.fd, name, flags | QUIET, Mode::empty()) {
+            // Somebody else's file.
+            Err(Errno::PERM) => rustix::fs::openat(&self.fd, name, flags, Mode::empty())?,
+            opened => opened?,
+        })
     }
 
     /// Opens the regular file `name` for reading and writing, making it if need be.
