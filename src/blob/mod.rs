@@ -103,7 +103,7 @@ impl BlobStore {
 
     /// What is known of the inodes, for an operation on so many blobs.
     pub(crate) fn view(&self, blobs: usize) -> StampView {
-        self.stamps.view(self.identity.trust(), blobs)
+        StampTable::view(self.identity.trust(), blobs)
     }
 
     /// Where a blob lies, for messages.

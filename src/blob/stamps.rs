@@ -22,7 +22,7 @@ use crate::identity::Trust;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::sync::{PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{OnceLock, PoisonError, RwLock, RwLockReadGuard};
 
 const MAGIC: &[u8; 16] = b"larder-stamps-2\n";
 const HEADER_BYTES: u64 = 64;
@@ -76,7 +76,8 @@ struct Table {
 #[derive(Debug)]
 pub(crate) struct StampView {
     pub(super) trust: Trust,
-    whole: Option<(u64, Vec<u8>)>,
+    blobs: usize,
+    whole: OnceLock<Option<(u64, Vec<u8>)>>,
 }
 
 impl StampTable {
@@ -101,24 +102,26 @@ impl StampTable {
         }
     }
 
-    /// The table for an operation on so many blobs.
-    pub(super) fn view(&self, trust: Trust, blobs: usize) -> StampView {
+    /// The table for an operation on so many blobs. Read at the first question.
+    pub(super) fn view(trust: Trust, blobs: usize) -> StampView {
+        StampView { trust, blobs, whole: OnceLock::new() }
+    }
+
+    fn read_whole(&self, blobs: usize) -> Option<(u64, Vec<u8>)> {
         let table = self.read();
-        let whole = table.as_ref().and_then(|table| {
-            let length = table.bytes();
-            // One read of a window costs about as much as two KiB of a long one.
-            let is_worth_it =
-                length <= WHOLE_BYTES_MAX.min((blobs as u64).saturating_mul(WINDOW_BYTES as u64));
-            let mut bytes = vec![0; if is_worth_it { length as usize } else { return None }];
-            table.file.read_exact_at(&mut bytes, HEADER_BYTES).ok()?;
-            Some((table.buckets, bytes))
-        });
-        StampView { trust, whole }
+        let table = table.as_ref()?;
+        let length = table.bytes();
+        // One read of a window costs about as much as two KiB of a long one.
+        let is_worth_it =
+            length <= WHOLE_BYTES_MAX.min((blobs as u64).saturating_mul(WINDOW_BYTES as u64));
+        let mut bytes = vec![0; if is_worth_it { length as usize } else { return None }];
+        table.file.read_exact_at(&mut bytes, HEADER_BYTES).ok()?;
+        Some((table.buckets, bytes))
     }
 
     /// What is known of a blob; `None` means that it must be rehashed.
     pub(super) fn get(&self, view: &StampView, digest: &Digest, mode: u32) -> Option<Slot> {
-        if let Some((buckets, bytes)) = &view.whole {
+        if let Some((buckets, bytes)) = view.whole.get_or_init(|| self.read_whole(view.blobs)) {
             let start = home(prefix_of(digest), *buckets) as usize * BUCKET_BYTES;
             let found = self.find(&bytes[start..start + WINDOW_BYTES], digest, mode);
             if found.is_some() {
@@ -398,7 +401,8 @@ mod tests {
     /// Whether a table vouches for an inode: with its slots read one by one, and read at once.
     fn vouches(table: &StampTable, entry: &Entry) -> bool {
         let [one, other] = [0, usize::MAX].map(|blobs| {
-            let slot = table.get(&table.view(Trust::default(), blobs), &entry.digest, entry.mode);
+            let slot =
+                table.get(&StampTable::view(Trust::default(), blobs), &entry.digest, entry.mode);
             slot.is_some_and(|slot| {
                 slot.epoch == entry.epoch
                     && table.fits(&slot, &entry.digest, entry.mode, entry.stamp)

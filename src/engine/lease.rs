@@ -36,7 +36,27 @@ impl Cache {
         cancel: &Cancel,
     ) -> Result<Lease> {
         let mut locks = Vec::new();
-        let mut is_crowded = false;
+        if self.lease_each(&mut locks, workspace, roots, mode, cancel)?.is_some() {
+            return Ok(Lease { _locks: locks });
+        }
+        // On a full disk, reads go on: all that have no lease of their own share one. It comes before
+        // the others, and only one operation at a time has it, so nobody waits in a circle.
+        locks.clear();
+        locks.push(self.common_lease(cancel)?);
+        let _is_whole = self.lease_each(&mut locks, workspace, roots, mode, cancel)?;
+        Ok(Lease { _locks: locks })
+    }
+
+    /// Takes the lease of each place, in order; `None` if there was no room for the file of one.
+    fn lease_each(
+        &self,
+        locks: &mut Vec<Lock>,
+        workspace: &Path,
+        roots: &[Root],
+        mode: LockMode,
+        cancel: &Cancel,
+    ) -> Result<Option<()>> {
+        let mut is_whole = Some(());
         for (place, mode) in places(workspace, roots, mode) {
             let digest = blake3::derive_key(PLACE_CONTEXT, place.as_os_str().as_bytes());
             let name = layout::place_name(&digest);
@@ -46,12 +66,8 @@ impl Cache {
                     Ok(opened) => opened,
                     // In a store that we may only read there is no place for leases.
                     Err(error) if is_read_only(&error) => break,
-                    // Reads go on. All that have no lease of their own share one.
                     Err(error) if disk::is_full(&error) => {
-                        if !is_crowded {
-                            locks.push(self.common_lease(mode, cancel)?);
-                            is_crowded = true;
-                        }
+                        is_whole = None;
                         break;
                     }
                     Err(error) => return Err(error).context("lock", path),
@@ -69,16 +85,16 @@ impl Cache {
                 }
             }
         }
-        Ok(Lease { _locks: locks })
+        Ok(is_whole)
     }
 
     /// The lease of those who could not make one on a full disk: the folder's own lock.
-    fn common_lease(&self, mode: LockMode, cancel: &Cancel) -> Result<Lock> {
+    fn common_lease(&self, cancel: &Cancel) -> Result<Lock> {
         let path = || self.inner.path.join(layout::LEASES);
         let again = self.inner.root.open_child(layout::LEASES.as_ref()).context("open", path)?;
         let file = again.as_file().context("open", path)?;
-        let lock = Lock::acquire(file, mode, &|| cancel.is_cancelled()).context("lock", path)?;
-        lock.ok_or(Error::Cancelled)
+        let lock = Lock::acquire(file, LockMode::Exclusive, &|| cancel.is_cancelled());
+        lock.context("lock", path)?.ok_or(Error::Cancelled)
     }
 
     /// Removes the files of leases that nobody holds.

@@ -1,6 +1,7 @@
 //! Shares: the paths of a tree, shared out to threads by the directory that holds them, so that each
 //! directory is opened once and its names are short.
 
+use crate::manifest::{Node, NodeKind};
 use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -8,7 +9,7 @@ use std::path::Path;
 
 /// More names of one directory than this are several shares, so that no thread is left alone with a
 /// large one.
-const MEMBERS_MAX: usize = 256;
+pub(super) const MEMBERS_MAX: usize = 256;
 
 /// Some names of one directory.
 #[derive(Debug)]
@@ -46,6 +47,27 @@ pub(super) fn by_folder<'p>(paths: impl Iterator<Item = (usize, &'p Path)>) -> V
     shares
 }
 
+/// The directories of a tree, whose root is the first of these sorted nodes, each with the nodes that
+/// lie directly in it, in their order.
+pub(super) fn by_directory(nodes: &[Node]) -> Vec<(&Node, Vec<&Node>)> {
+    let mut directories: Vec<(&Node, Vec<&Node>)> = Vec::new();
+    // From the root down to the directory that holds the node at hand.
+    let mut above: Vec<usize> = Vec::new();
+    for node in nodes {
+        while above.last().is_some_and(|top| !directories[*top].0.path.contains(&node.path)) {
+            above.pop();
+        }
+        if let Some(top) = above.last() {
+            directories[*top].1.push(node);
+        }
+        if matches!(node.kind, NodeKind::Directory { .. }) {
+            above.push(directories.len());
+            directories.push((node, Vec::new()));
+        }
+    }
+    directories
+}
+
 /// Brings what several threads made for some of so many positions into their order.
 pub(super) fn in_order<T>(count: usize, made: Vec<Vec<(usize, T)>>) -> Vec<T> {
     let mut slots: Vec<Option<T>> = Vec::new();
@@ -59,6 +81,28 @@ pub(super) fn in_order<T>(count: usize, made: Vec<Vec<(usize, T)>>) -> Vec<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::manifest::tests::{path, sample};
+
+    #[test]
+    fn each_node_is_in_the_directory_that_holds_it() {
+        let manifest = sample();
+        let nodes = manifest.nodes_below(&path("target"));
+        let directories = by_directory(nodes);
+        let names: Vec<(String, Vec<String>)> = directories
+            .iter()
+            .map(|(directory, members)| {
+                let members = members.iter().map(|member| member.path.to_string());
+                (directory.path.to_string(), members.collect())
+            })
+            .collect();
+        let text = |texts: &[&str]| texts.iter().map(ToString::to_string).collect::<Vec<_>>();
+        let expected = [
+            ("target".to_owned(), text(&["target/debug", "target/empty", "target/link"])),
+            ("target/debug".to_owned(), text(&["target/debug/app"])),
+            ("target/empty".to_owned(), Vec::new()),
+        ];
+        assert_eq!(names, expected);
+    }
 
     #[test]
     fn each_path_is_in_one_share_of_its_folder() {

@@ -1,10 +1,13 @@
 //! Store: one task's result, all of it or nothing.
 //!
 //! The steps, and what a crash after each leaves:
-//! 1. stage every output, log and key part: a staging directory, swept by the next open;
-//! 2. publish the blobs: blobs that nothing refers to, swept by a repair;
-//! 3. publish the manifest: the entry is there, its row follows at the first lookup;
-//! 4. commit the row: done.
+//! 1. ingest every output, log and key part, each published as soon as it is staged: blobs that
+//!    nothing refers to, swept by a repair;
+//! 2. note their slots and, if the store is durable, sync: the same;
+//! 3. publish the manifest: the entry is there, its row follows with a later commit, or at a lookup;
+//! 4. note the row and the ledger, to be written when nobody waits: done.
+//!
+//! A store that fails before step 2 removes what it published, if nobody else stores meanwhile.
 //!
 //! A concurrent lookup sees the old entry, or none, until step 3, and the whole new one after it.
 

@@ -222,8 +222,10 @@ impl Manifest {
     pub(crate) fn normalize(&mut self) -> Result<(), TreeError> {
         self.roots.sort();
         self.nodes.sort_by(|a, b| a.path.cmp(&b.path));
-        // What a capture lists, or a manifest was decoded to, is canonical already.
-        if self.check().is_ok() {
+        // What a capture lists is canonical already. But a pattern may own directories that nobody
+        // named.
+        let has_globs = self.roots.iter().any(|root| root.kind == RootKind::Glob);
+        if !has_globs && self.check().is_ok() {
             return Ok(());
         }
         let globs = self.compiled_globs()?;
@@ -540,6 +542,15 @@ pub(crate) mod tests {
         );
         assert!(manifest.node(&path("dist")).is_none(), "above a glob's matches nothing is owned");
         assert_eq!(manifest.nodes_below(&path("target")).len(), 5);
+    }
+
+    /// The model test found it: a directory that a pattern owns kept the mode that it happened to have.
+    #[test]
+    fn a_directory_that_a_pattern_matches_is_a_node() {
+        let roots = vec![Root { path: path("*"), kind: RootKind::Glob }];
+        let manifest = Manifest::assemble(roots, vec![file("a/x", b"x")]).expect("valid");
+        let directory = NodeKind::Directory { mode: 0o755 };
+        assert_eq!(manifest.node(&path("a")).map(|node| &node.kind), Some(&directory));
     }
 
     #[test]

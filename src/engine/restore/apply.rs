@@ -10,11 +10,11 @@ use super::scratch::Scratch;
 use super::workspace::{refuse, relative};
 use crate::disk::{self, Dir, Placed};
 use crate::engine::shares;
-use crate::error::{Context, Error, Result};
+use crate::error::{Context, Result};
 use crate::ledger::Seen;
 use crate::manifest::{Node, NodeKind, OutputPath};
 use crate::parallel;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -114,23 +114,12 @@ fn make_files<'m>(
             pieces += tree.nodes.len();
             let base = tree.root().as_path();
             let scratch = &merge.scratch;
-            let mut folders: HashMap<&Path, &Node> = HashMap::new();
-            for node in tree.nodes {
-                if matches!(node.kind, NodeKind::Directory { .. }) {
-                    folders.insert(node.path.as_path(), node);
+            for (folder, mut members) in shares::by_directory(tree.nodes) {
+                members.retain(|node| !matches!(node.kind, NodeKind::Directory { .. }));
+                for members in members.chunks(shares::MEMBERS_MAX) {
+                    let members = members.to_vec();
+                    batches.push(Batch::Tree { scratch, root, folder, base, members });
                 }
-            }
-            let others = tree
-                .nodes
-                .iter()
-                .enumerate()
-                .filter(|(_, node)| !matches!(node.kind, NodeKind::Directory { .. }));
-            for share in shares::by_folder(others.map(|(at, node)| (at, node.path.as_path()))) {
-                let folder = *folders.get(share.folder).ok_or(Error::Internal {
-                    what: "placing a file of a directory that is no part of its tree",
-                })?;
-                let members = share.members.iter().map(|position| &tree.nodes[*position]).collect();
-                batches.push(Batch::Tree { scratch, root, folder, base, members });
             }
         }
         let scratch = &merge.scratch;

@@ -16,7 +16,7 @@ use crate::ledger::Ledger;
 use crate::manifest::{Manifest, Node, NodeKind, OutputPath, RootKind, covers};
 use crate::parallel;
 use std::collections::btree_map::Entry;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -137,16 +137,7 @@ impl<'m> Planner<'_, 'm> {
 
     /// Compares an existing directory, and all that is below it, with its nodes.
     fn compare_tree(&self, merge: &mut Merge<'m>, nodes: &'m [Node]) -> Result<()> {
-        let folders = nodes.iter().filter(|node| matches!(node.kind, NodeKind::Directory { .. }));
-        let paths = nodes.iter().skip(1).map(|node| node.path.as_path());
-        let mut members: HashMap<&Path, Vec<&'m Node>> = HashMap::new();
-        for share in shares::by_folder(paths.enumerate()) {
-            let nodes = share.members.iter().map(|position| &nodes[position + 1]);
-            members.entry(share.folder).or_default().extend(nodes);
-        }
-        let owned: Vec<(&'m Node, Vec<&'m Node>)> = folders
-            .map(|folder| (folder, members.remove(folder.path.as_path()).unwrap_or_default()))
-            .collect();
+        let owned = shares::by_directory(nodes);
         let device = merge.base.stat_self().context("look at", || &nodes[0].path)?.device;
         let workers = parallel::for_each_with(
             &owned,
