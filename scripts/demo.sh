@@ -8,6 +8,8 @@ cd "$(dirname "$0")/.."
 say() { printf '\n\033[1m%s\033[0m\n' "$*"; }
 
 say "1. Building Larder"
+# Where the program is said to be, whatever the environment says of targets.
+unset CARGO_TARGET_DIR
 cargo build --locked --release
 larder=$PWD/target/release/larder
 
@@ -21,7 +23,6 @@ chmod -R u+w .
 rm -f Cargo.lock .cargo-ok
 cargo generate-lockfile --quiet
 export LARDER_DIR=$place/store
-unset CARGO_TARGET_DIR
 
 say "2. The first build: a miss. The command runs, and what it leaves in target/ is stored"
 run() {
