@@ -66,8 +66,8 @@ pub enum Durability {
     /// have been hit is rehashed at its first use, so wrong bytes are never restored.
     #[default]
     Relaxed,
-    /// When a store returns, its entry and all its blobs survive a power cut: one syncfs (or a few
-    /// fsyncs) and one sync for each touched folder.
+    /// When a store returns, its entry and all its blobs survive a power cut: one syncfs, noted
+    /// durably, for many blobs; for a few, one fsync for each and for each touched folder.
     Durable,
 }
 
