@@ -45,19 +45,6 @@ const PENDING_MAX: usize = 8;
 const WORTH_BYTES_MIN: u64 = 1 << 20;
 /// What a file costs to read beyond its bytes, in bytes that are read in the same time.
 const OPEN_COST_BYTES: u64 = 16 << 10;
-/// The coarsest clock by which a kernel stamps writes ticks every 10 ms (HZ=100); twice that is
-/// safe. Kernels since 6.13 have finer ones.
-const YOUNG_NANOSECONDS: i64 = 20_000_000;
-/// Where times have whole seconds.
-const YOUNG_COARSE_NANOSECONDS: i64 = 2_000_000_000;
-
-/// Whether a file was modified so recently that a later write might not change its time.
-pub(crate) fn is_young(modified: Timestamp, now: Timestamp) -> bool {
-    // A time of whole seconds is most likely of a filesystem that keeps no others.
-    let grain =
-        if modified.nanoseconds == 0 { YOUNG_COARSE_NANOSECONDS } else { YOUNG_NANOSECONDS };
-    now.nanoseconds_since(modified) < grain
-}
 
 /// The ledgers of one store.
 #[derive(Debug)]
@@ -140,7 +127,7 @@ impl Seen {
 
     /// Whether a write from now on must change the stat.
     fn is_settled(&self, now: Timestamp) -> bool {
-        !is_young(self.stamp.modified.max(self.changed), now)
+        !self.stamp.modified.max(self.changed).is_young_at(now)
     }
 }
 

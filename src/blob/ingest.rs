@@ -22,11 +22,6 @@ use std::io::{self, Write};
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
-/// Up to this size a file is read once into memory, hashed there and written from there: nobody
-/// else can change our memory between the two. Larger ones are cloned or copied inside the kernel
-/// and hashed through a map.
-const MEMORY_BYTES_MAX: u64 = 256 * 1024;
-
 /// Up to so many files are synced one by one; a syncfs writes everybody's dirty data.
 const SYNC_EACH_MAX: usize = 8;
 
@@ -105,7 +100,10 @@ impl Batch<'_> {
     ) -> Result<Ingested> {
         match source {
             Source::Bytes(bytes) => self.add_bytes(bytes, mode, modified, keep_going),
-            Source::File { file, stat, path, .. } if stat.size_bytes <= MEMORY_BYTES_MAX => {
+            // Nobody else can change our memory between the hash and the write.
+            Source::File { file, stat, path, .. }
+                if stat.size_bytes <= disk::BUFFER_BYTES as u64 =>
+            {
                 disk::read_exactly(file, stat.size_bytes as usize, buffer)
                     .context("read", || path)?;
                 check_unchanged(file, stat, path)?;
@@ -151,7 +149,9 @@ impl Batch<'_> {
         let is_here = self.blobs.stamps.get(&self.view, &digest, mode).is_some()
             && self.is_here(&digest, mode, keep_going)?;
         let is_new = !is_here && {
-            let mut staged = self.blobs.staging().create(mode)?;
+            let shard = Shard::of_blob(digest.as_bytes(), mode);
+            let near = (&self.blobs.blobs, shard.folder());
+            let mut staged = self.blobs.staging().create(Some(near), mode)?;
             let stamp =
                 staged.file.write_all(bytes).and_then(|()| finish(&staged.file, mode, modified));
             let stamp = stamp.context("stage a blob in", || self.blobs.staging().path())?;
@@ -170,11 +170,12 @@ impl Batch<'_> {
         keep_going: &dyn Fn() -> bool,
     ) -> Result<Ingested> {
         let capabilities = self.blobs.capabilities();
-        let mut staged = self.blobs.staging().create(0o600)?;
+        let mut staged = self.blobs.staging().create(None, 0o600)?;
         let size_bytes = stat.size_bytes;
+        let began = disk::now();
         let hashed = (|| {
             let digest = match disk::clone_contents(source, &staged.file, capabilities) {
-                Ok(()) => disk::hash_staged(&staged.file, keep_going)?,
+                Ok(()) => hash_clone(source, &staged.file, stat, began, keep_going)?,
                 Err(error) if disk::is_unsupported(&error) => {
                     disk::copy_to_staged(source, &staged.file, stat, capabilities, keep_going)?
                 }
@@ -205,14 +206,15 @@ impl Batch<'_> {
         mode: u32,
         keep_going: &dyn Fn() -> bool,
     ) -> Result<Option<Ingested>> {
-        let (digest, size_bytes) = match disk::hash_contents(source, keep_going) {
+        let size_bytes = stat.size_bytes;
+        let digest = match disk::hash_contents(source, size_bytes, &mut Vec::new(), keep_going) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {
                 return Err(Error::Cancelled);
             }
             hashed => hashed.context("read", || path)?,
         };
         check_unchanged(source, stat, path)?;
-        let is_here = size_bytes == stat.size_bytes && self.has(&digest, mode, keep_going)?;
+        let is_here = self.has(&digest, mode, keep_going)?;
         Ok(is_here.then_some(Ingested { digest, size_bytes, is_new: false }))
     }
 
@@ -331,6 +333,31 @@ impl BlobStore {
         }
         self.blobs.sync().context("sync a folder of", || &self.path)
     }
+}
+
+/// Hashes a clone of `source`, which looked like `stat` when the cloning `began`. A clone shares
+/// blocks, but has no pages in memory yet, so it is the source that is read, unless it may have
+/// changed since: then the clone itself is read from the disk.
+fn hash_clone(
+    source: &File,
+    staged: &File,
+    stat: &FileStat,
+    began: Timestamp,
+    keep_going: &dyn Fn() -> bool,
+) -> io::Result<Digest> {
+    let buffer = &mut Vec::new();
+    // These write the source's dirty pages back, and make the next write through a mapping a fault
+    // that sets the change time, before they share its blocks (generic_remap_file_range_prep of
+    // Linux, under the lock that keeps such faults out).
+    let tells_of_writes = matches!(disk::filesystem_name(staged)?, "btrfs" | "xfs");
+    if tells_of_writes && !stat.changed.is_young_at(began) {
+        let digest = disk::hash_contents(source, stat.size_bytes, buffer, keep_going)?;
+        let after = disk::stat_file(source)?;
+        if after.changed == stat.changed && after.is_unchanged_since(stat) {
+            return Ok(digest);
+        }
+    }
+    disk::hash_contents(staged, stat.size_bytes, buffer, keep_going)
 }
 
 /// Gives a staged file its final mode and time, and returns its stamp.

@@ -41,8 +41,9 @@ impl BlobStore {
             Err(error) if is_damage(&error) => return Ok(Rehash::Different),
             Err(error) => return Err(error),
         };
-        match disk::hash_contents(&blob.file, keep_going) {
-            Ok((actual, _)) if actual == *digest => Ok(Rehash::Same),
+        let size_bytes = blob.stat.size_bytes;
+        match disk::hash_contents(&blob.file, size_bytes, &mut Vec::new(), keep_going) {
+            Ok(actual) if actual == *digest => Ok(Rehash::Same),
             Ok(_) => Ok(Rehash::Different),
             Err(error) if disk::is_unreadable(&error) => Ok(Rehash::Different),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => Err(Error::Cancelled),
@@ -83,8 +84,10 @@ impl BlobStore {
             Err(error) if is_damage(&error) => return damaged(None),
             Err(error) => return Err(error),
         };
-        let actual = match disk::hash_contents(&blob.file, keep_going) {
-            Ok((actual, _)) => actual,
+        let size_bytes = blob.stat.size_bytes;
+        let hashed = disk::hash_contents(&blob.file, size_bytes, &mut Vec::new(), keep_going);
+        let actual = match hashed {
+            Ok(actual) => actual,
             Err(error) if disk::is_unreadable(&error) => return damaged(None),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {
                 return Err(Error::Cancelled);

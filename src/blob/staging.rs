@@ -38,12 +38,18 @@ impl Staging {
         Staging { parent, path, own: OnceLock::new(), counter: AtomicU64::new(0), has_unnamed }
     }
 
-    /// A new file, to be published under a free name.
-    pub(crate) fn create(&self, mode: u32) -> Result<Staged<'_>> {
+    /// A new file, to be published under a free name; if it is known by now in which folder of
+    /// which directory, it is made there.
+    pub(crate) fn create(&self, near: Option<(&Dir, &OsStr)>, mode: u32) -> Result<Staged<'_>> {
         if self.has_unnamed.load(Ordering::Relaxed) {
-            match self.parent.create_unnamed(mode) {
+            let (dir, folder) = near.unwrap_or((&self.parent, OsStr::new(".")));
+            match dir.create_unnamed(folder, mode) {
                 Ok(file) => return Ok(Staged { staging: self, file, name: None }),
                 Err(error) if disk::is_unsupported(&error) => self.refuse_unnamed(),
+                // The first file of its folder.
+                Err(error) if error.kind() == io::ErrorKind::NotFound && near.is_some() => {
+                    return self.create(None, mode);
+                }
                 Err(error) => return Err(error).context("make a file in", || &self.path),
             }
         }

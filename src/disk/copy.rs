@@ -1,8 +1,9 @@
-//! Moving bytes: clone, copy, copy with a hash, hash.
+//! Moving bytes: clone, copy, copy with a hash, read.
 //!
 //! Sparse files stay sparse: only the ranges that hold data are read and written.
 
 use super::capabilities::Capabilities;
+use super::hash::BUFFER_BYTES;
 use super::stat::FileStat;
 use crate::digest::Digest;
 use rustix::fs::SeekFrom;
@@ -10,9 +11,6 @@ use rustix::io::Errno;
 use std::fs::File;
 use std::io::{self, Write};
 use std::ops::Range;
-
-/// Large enough that the cost of a call does not count, small enough for a core's cache.
-const BUFFER_BYTES: usize = 256 * 1024;
 
 /// Makes `target` share all of `source`'s blocks (`ioctl_ficlone(2)`). Atomic against write(2).
 ///
@@ -105,30 +103,6 @@ pub(crate) fn copy_hashing(
     hash_zeros(&mut hasher, stat.size_bytes.saturating_sub(end));
     target.set_len(stat.size_bytes.max(end))?;
     Ok(hasher.finalize().into())
-}
-
-/// Hashes an open file from its beginning, in a buffer of fixed size. Returns digest and length.
-pub(crate) fn hash_contents(
-    file: &File,
-    keep_going: &dyn Fn() -> bool,
-) -> io::Result<(Digest, u64)> {
-    let mut hasher = blake3::Hasher::new();
-    let mut buffer = vec![0; BUFFER_BYTES];
-    let mut offset = 0;
-    loop {
-        if !keep_going() {
-            return Err(io::ErrorKind::Interrupted.into());
-        }
-        match rustix::io::pread(file, &mut buffer, offset) {
-            Ok(0) => return Ok((hasher.finalize().into(), offset)),
-            Ok(read) => {
-                hasher.update(&buffer[..read]);
-                offset += read as u64;
-            }
-            Err(Errno::INTR) => {}
-            Err(errno) => return Err(errno.into()),
-        }
-    }
 }
 
 /// Reads a whole small file of `size_bytes` into `buffer` (cleared first). Of a file that grew more
@@ -268,7 +242,6 @@ mod tests {
             let digest = copy_hashing(&source, &mut target, &stat, &|| true)?;
             assert_eq!(contents(&mut target)?, expected, "hashing copy of {size} bytes");
             assert_eq!(digest, Digest::of(&expected));
-            assert_eq!(hash_contents(&source, &|| true)?, (digest, size as u64));
         }
         Ok(())
     }

@@ -144,19 +144,20 @@ impl Dir {
         Ok(rustix::fs::openat(&self.fd, name, flags, Mode::from_raw_mode(mode))?.into())
     }
 
-    /// Makes a file without a name on the filesystem of this directory, open for reading and writing;
-    /// it vanishes with its last descriptor unless [`Dir::link_unnamed`] gives it a name
-    /// (open(2), `O_TMPFILE`).
+    /// Makes a file without a name in the directory `folder` here, open for reading and writing; it
+    /// vanishes with its last descriptor unless [`Dir::link_unnamed`] gives it a name (open(2),
+    /// `O_TMPFILE`). Where a file will lie is where it is made best: filesystems place an inode near
+    /// its first directory, and lock the neighbourhood.
     ///
     /// # Errors
     /// One that [`super::is_unsupported`] recognises where that is not to be had.
     #[cfg(target_os = "linux")]
-    pub(crate) fn create_unnamed(&self, mode: u32) -> io::Result<File> {
+    pub(crate) fn create_unnamed(&self, folder: &OsStr, mode: u32) -> io::Result<File> {
         if !self.capabilities.unnamed_files {
             return Err(Errno::OPNOTSUPP.into());
         }
         let flags = OFlags::RDWR | OFlags::TMPFILE | OFlags::CLOEXEC;
-        match rustix::fs::openat(&self.fd, c".", flags, Mode::from_raw_mode(mode)) {
+        match rustix::fs::openat(&self.fd, folder, flags, Mode::from_raw_mode(mode)) {
             Ok(fd) => Ok(fd.into()),
             // What a kernel says that takes the flag for `O_DIRECTORY` alone.
             Err(Errno::ISDIR) => Err(Errno::OPNOTSUPP.into()),
@@ -165,7 +166,7 @@ impl Dir {
     }
 
     #[cfg(not(target_os = "linux"))]
-    pub(crate) fn create_unnamed(&self, _mode: u32) -> io::Result<File> {
+    pub(crate) fn create_unnamed(&self, _folder: &OsStr, _mode: u32) -> io::Result<File> {
         Err(Errno::OPNOTSUPP.into())
     }
 

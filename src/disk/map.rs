@@ -1,4 +1,5 @@
-//! Hashing a staged file through a memory map: the one `unsafe` block of the crate.
+//! Copying to a staged file and hashing it through a memory map on the way: the one `unsafe` block
+//! of the crate.
 
 #![expect(
     unsafe_code,
@@ -6,9 +7,9 @@
 )]
 
 use super::capabilities::Capabilities;
-use super::copy::{copy_contents, hash_contents};
+use super::copy::copy_contents;
+use super::hash::hash_contents;
 use super::stat::FileStat;
-use super::system::stat_file;
 use crate::digest::Digest;
 use memmap2::Mmap;
 use std::fs::File;
@@ -23,26 +24,12 @@ fn map(staged: &File) -> io::Result<Mmap> {
     // and this process does not write to what it has begun to hash. The weak point: another process
     // of the same user (or root) that goes looking for it in our staging directory, or among our
     // descriptors, on purpose can truncate it and end this process with SIGBUS; it could as well
-    // send a signal. And a sector that cannot be read raises SIGBUS where read(2) would return EIO;
-    // only clones can meet one, since a copy's pages are still in memory.
+    // send a signal. A sector that cannot be read would raise SIGBUS too; but what is read here was
+    // written a moment ago, and is still in memory.
     let map = unsafe { Mmap::map(staged)? };
     // Readahead is a hint; where it is not to be had, the hash is only slower.
     let _ = map.advise(memmap2::Advice::Sequential);
     Ok(map)
-}
-
-/// Hashes a staged file that nobody writes to any more. Blocking; uses all cores.
-///
-/// Only for files that nobody else can truncate: see the argument above.
-pub(crate) fn hash_staged(staged: &File, keep_going: &dyn Fn() -> bool) -> io::Result<Digest> {
-    let stat = stat_file(staged)?;
-    // Looking at a hole through a map fills it, on tmpfs.
-    if stat.allocated_bytes < stat.size_bytes {
-        return Ok(hash_contents(staged, keep_going)?.0);
-    }
-    let mut hasher = blake3::Hasher::new();
-    hasher.update_rayon(&map(staged)?);
-    Ok(hasher.finalize().into())
 }
 
 /// Copies all of `source` into the empty staged file, and hashes what was written, on a second
@@ -55,8 +42,9 @@ pub(crate) fn copy_to_staged(
     keep_going: &dyn Fn() -> bool,
 ) -> io::Result<Digest> {
     if stat.allocated_bytes < stat.size_bytes {
+        // Looking at a hole through a map fills it, on tmpfs.
         copy_contents(source, staged, stat, capabilities, &mut |_| keep_going())?;
-        return hash_staged(staged, keep_going);
+        return hash_contents(staged, stat.size_bytes, &mut Vec::new(), keep_going);
     }
     // So that the map never reaches beyond the end.
     staged.set_len(stat.size_bytes)?;

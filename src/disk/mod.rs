@@ -17,6 +17,7 @@ mod capabilities;
 mod claim;
 mod copy;
 mod dir;
+mod hash;
 pub(crate) mod layout;
 mod listing;
 mod lock;
@@ -26,11 +27,12 @@ mod system;
 
 pub use capabilities::Capabilities;
 pub(crate) use claim::{Claim, remove_if_dead};
-pub(crate) use copy::{clone_contents, copy_hashing, hash_contents, read_exactly};
+pub(crate) use copy::{clone_contents, copy_hashing, read_exactly};
 pub(crate) use dir::{Dir, Placed};
+pub(crate) use hash::{BUFFER_BYTES, hash_contents};
 pub(crate) use listing::Listing;
 pub(crate) use lock::{Lock, LockMode};
-pub(crate) use map::{copy_to_staged, hash_staged};
+pub(crate) use map::copy_to_staged;
 pub use stat::Timestamp;
 pub(crate) use stat::{FileKind, FileStat, Stamp};
 pub(crate) use system::{

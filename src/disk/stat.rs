@@ -2,6 +2,12 @@
 
 use rustix::fs::{FileType, Stat};
 
+/// The coarsest clock by which a kernel stamps writes ticks every 10 ms (HZ=100); twice that is
+/// safe. Kernels since 6.13 have finer ones.
+const YOUNG_NANOSECONDS: i64 = 20_000_000;
+/// Where times have whole seconds.
+const YOUNG_COARSE_NANOSECONDS: i64 = 2_000_000_000;
+
 /// A point in time as a filesystem keeps it: seconds since 1970 and nanoseconds within.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Timestamp {
@@ -18,6 +24,15 @@ impl Timestamp {
         seconds
             .saturating_mul(1_000_000_000)
             .saturating_add(i64::from(self.nanoseconds) - i64::from(earlier.nanoseconds))
+    }
+
+    /// Whether a file with this time was written so shortly before `now` that a write after `now`
+    /// might not change it.
+    pub(crate) fn is_young_at(self, now: Timestamp) -> bool {
+        // A time of whole seconds is most likely of a filesystem that keeps no others.
+        let grain =
+            if self.nanoseconds == 0 { YOUNG_COARSE_NANOSECONDS } else { YOUNG_NANOSECONDS };
+        now.nanoseconds_since(self) < grain
     }
 }
 

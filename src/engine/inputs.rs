@@ -14,9 +14,6 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-/// Up to this size a file is read into memory.
-const MEMORY_BYTES_MAX: u64 = 256 * 1024;
-
 /// What lies at a path that a task depends on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum InputContent {
@@ -162,17 +159,13 @@ fn digest_one<'a>(
         (row.digest, stat.mode)
     } else {
         let (file, before) = folder.open_regular(name).context("open", || path)?;
-        let digest = if before.size_bytes <= MEMORY_BYTES_MAX {
-            let read = disk::read_exactly(&file, before.size_bytes as usize, &mut worker.buffer);
-            read.context("read", || path)?;
-            Digest::of(&worker.buffer)
-        } else {
-            match disk::hash_contents(&file, &|| !cancel.is_cancelled()) {
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {
-                    return Err(Error::Cancelled);
-                }
-                hashed => hashed.context("read", || path)?.0,
+        let keep_going = || !cancel.is_cancelled();
+        let hashed = disk::hash_contents(&file, before.size_bytes, &mut worker.buffer, &keep_going);
+        let digest = match hashed {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {
+                return Err(Error::Cancelled);
             }
+            hashed => hashed.context("read", || path)?,
         };
         let after = disk::stat_file(&file).context("look at", || path)?;
         if !after.is_unchanged_since(&before) {

@@ -47,22 +47,33 @@ pub(super) fn by_folder<'p>(paths: impl Iterator<Item = (usize, &'p Path)>) -> V
     shares
 }
 
-/// The directories of a tree, whose root is the first of these sorted nodes, each with the nodes that
-/// lie directly in it, in their order.
-pub(super) fn by_directory(nodes: &[Node]) -> Vec<(&Node, Vec<&Node>)> {
-    let mut directories: Vec<(&Node, Vec<&Node>)> = Vec::new();
+/// One directory of a tree.
+#[derive(Debug)]
+pub(super) struct Directory<'n> {
+    pub(super) node: &'n Node,
+    /// The position of the directory that holds this one; the root has none.
+    pub(super) parent: Option<usize>,
+    /// The nodes that lie directly in it, in their order.
+    pub(super) members: Vec<&'n Node>,
+}
+
+/// The directories of a tree, whose root is the first of these sorted nodes, each before what is
+/// below it.
+pub(super) fn by_directory(nodes: &[Node]) -> Vec<Directory<'_>> {
+    let mut directories: Vec<Directory<'_>> = Vec::new();
     // From the root down to the directory that holds the node at hand.
     let mut above: Vec<usize> = Vec::new();
     for node in nodes {
-        while above.last().is_some_and(|top| !directories[*top].0.path.contains(&node.path)) {
+        while above.last().is_some_and(|top| !directories[*top].node.path.contains(&node.path)) {
             above.pop();
         }
-        if let Some(top) = above.last() {
-            directories[*top].1.push(node);
+        let parent = above.last().copied();
+        if let Some(parent) = parent {
+            directories[parent].members.push(node);
         }
         if matches!(node.kind, NodeKind::Directory { .. }) {
             above.push(directories.len());
-            directories.push((node, Vec::new()));
+            directories.push(Directory { node, parent, members: Vec::new() });
         }
     }
     directories
@@ -90,9 +101,9 @@ mod tests {
         let directories = by_directory(nodes);
         let names: Vec<(String, Vec<String>)> = directories
             .iter()
-            .map(|(directory, members)| {
-                let members = members.iter().map(|member| member.path.to_string());
-                (directory.path.to_string(), members.collect())
+            .map(|directory| {
+                let members = directory.members.iter().map(|member| member.path.to_string());
+                (directory.node.path.to_string(), members.collect())
             })
             .collect();
         let text = |texts: &[&str]| texts.iter().map(ToString::to_string).collect::<Vec<_>>();

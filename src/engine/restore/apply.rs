@@ -5,18 +5,17 @@
 //! thing by one rename, and nothing new is written.
 
 use super::materialize::{FileNode, Materializer, Worker};
-use super::plan::{Merge, Plan, Tree};
+use super::plan::{Merge, Plan};
 use super::scratch::Scratch;
+use super::tree::{self, Growth, Tree, make_symlink};
 use super::workspace::{refuse, relative};
 use crate::disk::{self, Dir, Placed};
-use crate::engine::shares;
 use crate::error::{Context, Result};
 use crate::ledger::Seen;
 use crate::manifest::{Node, NodeKind, OutputPath};
 use crate::parallel;
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 /// A plan with everything staged.
@@ -36,31 +35,21 @@ struct Staged {
     symlinks: Vec<OsString>,
 }
 
-/// Some files and symlinks to stage, in one directory.
-enum Batch<'m, 's> {
-    /// In a directory of a tree, under their own names.
-    Tree {
-        scratch: &'s Scratch,
-        root: &'s OsStr,
-        folder: &'m Node,
-        base: &'m Path,
-        members: Vec<&'m Node>,
-    },
-    /// Flat in a scratch directory.
+/// What one thread does at a time.
+enum Batch<'g, 'm, 's> {
+    /// Some of what lies in one directory of a tree.
+    Tree(&'g Growth<'m, 's>, tree::Share),
+    /// One file, flat in a scratch directory.
     Flat { scratch: &'s Scratch, file: FileNode<'m>, name: &'s OsStr },
 }
 
 impl<'m> Stage<'m> {
     pub(super) fn make(plan: Plan<'m>, materializer: &Materializer<'_>) -> Result<Stage<'m>> {
-        let (mut staged, mut unfinished) = (Vec::new(), Vec::new());
+        let mut staged = Vec::new();
         for merge in &plan.merges {
             refuse_folded_names(merge)?;
             let mut names = Staged::default();
-            for tree in &merge.trees {
-                let name = merge.scratch.new_name();
-                unfinished.push(make_directories(tree, merge.scratch.dir()?, &name)?);
-                names.trees.push(name);
-            }
+            names.trees.extend(merge.trees.iter().map(|_| merge.scratch.new_name()));
             names.files.extend(merge.findings.files.iter().map(|_| merge.scratch.new_name()));
             for node in &merge.findings.symlinks {
                 let name = merge.scratch.new_name();
@@ -70,12 +59,6 @@ impl<'m> Stage<'m> {
             staged.push(names);
         }
         let done = make_files(&plan, &staged, materializer)?;
-        let mut unfinished = unfinished.iter();
-        for (merge, names) in plan.merges.iter().zip(&staged) {
-            for ((tree, name), modes) in merge.trees.iter().zip(&names.trees).zip(&mut unfinished) {
-                finish_directories(tree, modes, merge.scratch.dir()?, name)?;
-            }
-        }
         Ok(Stage { plan, staged, done })
     }
 
@@ -107,126 +90,32 @@ fn make_files<'m>(
     staged: &[Staged],
     materializer: &Materializer<'_>,
 ) -> Result<Worker<'m>> {
-    let mut batches = Vec::new();
-    let mut pieces = 0;
+    let (mut growths, mut flat, mut pieces) = (Vec::new(), Vec::new(), 0);
     for (merge, names) in plan.merges.iter().zip(staged) {
-        for (tree, root) in merge.trees.iter().zip(&names.trees) {
-            pieces += tree.nodes.len();
-            let base = tree.root().as_path();
-            let scratch = &merge.scratch;
-            for (folder, mut members) in shares::by_directory(tree.nodes) {
-                members.retain(|node| !matches!(node.kind, NodeKind::Directory { .. }));
-                for members in members.chunks(shares::MEMBERS_MAX) {
-                    let members = members.to_vec();
-                    batches.push(Batch::Tree { scratch, root, folder, base, members });
-                }
-            }
-        }
         let scratch = &merge.scratch;
+        for (tree, name) in merge.trees.iter().zip(&names.trees) {
+            pieces += tree.nodes.len();
+            growths.push(tree.plant(scratch, name)?);
+        }
         let files = merge.findings.files.iter().zip(&names.files);
-        batches.extend(files.map(|(file, name)| Batch::Flat { scratch, file: *file, name }));
+        flat.extend(files.map(|(file, name)| Batch::Flat { scratch, file: *file, name }));
         pieces += names.files.len();
     }
+    let mut batches: Vec<_> = growths
+        .iter()
+        .flat_map(|growth| growth.shares().map(move |share| Batch::Tree(growth, share)))
+        .collect();
+    batches.extend(flat);
     let workers =
         parallel::for_each_with(&batches, pieces, Worker::default, |worker, batch| match batch {
             // How it looks is known when it is in place: a rename changes the change time.
             Batch::Flat { scratch, file, name } => {
                 materializer.make(file, scratch.dir()?, name, worker).map(|_| ())
             }
-            Batch::Tree { scratch, root, folder, base, members } => {
-                let path = Path::new(root).join(relative(base, &folder.path));
-                let dir = scratch.dir()?.open_beneath(&path);
-                let dir = dir.context("open the folder of", || &folder.path)?;
-                for node in members {
-                    let name = node.path.name();
-                    match FileNode::of(node) {
-                        Some(file) => {
-                            let seen = materializer.make(&file, &dir, name, worker)?;
-                            worker.seen.push((node, seen));
-                        }
-                        None => make_symlink(node, &dir, name)?,
-                    }
-                }
-                Ok(())
-            }
+            Batch::Tree(growth, share) => growth.grow(*share, materializer, worker),
         })?;
+    growths.iter().try_for_each(Growth::finish)?;
     Ok(workers.into_iter().reduce(Worker::joined).unwrap_or_default())
-}
-
-/// What every directory of ours has while it is filled.
-const OPEN_MODE: u32 = 0o700;
-
-/// Makes the directories of a tree in scratch, level by level on several threads, each with its own
-/// mode where that lets us fill it. Returns those whose modes are still to be set, but for the root:
-/// its mode comes after the move, since a directory without write permission cannot be moved.
-fn make_directories<'m>(tree: &Tree<'m>, scratch: &Dir, name: &OsStr) -> Result<Vec<&'m Node>> {
-    let place = || tree.root().as_path();
-    let _ = scratch.make_new(name, 0o777).context("make", place)?;
-    let root = scratch.open_child(name).context("open", place)?;
-    // What the umask, or a default ACL, takes off every directory that is made here.
-    let lost = 0o777 & !root.stat_self().context("look at", place)?.mode;
-    let mut levels: Vec<Vec<(&Path, u32)>> = Vec::new();
-    let mut unfinished = Vec::new();
-    for node in tree.nodes.iter().skip(1) {
-        let NodeKind::Directory { mode } = node.kind else { continue };
-        let below = relative(place(), &node.path);
-        let depth = below.components().count() - 1;
-        levels.resize_with(levels.len().max(depth + 1), Vec::new);
-        levels[depth].push((below, mode | OPEN_MODE));
-        if (mode | OPEN_MODE) & !lost != mode {
-            unfinished.push(node);
-        }
-    }
-    for level in &levels {
-        let shares = shares::by_folder(level.iter().map(|(below, _)| *below).enumerate());
-        parallel::for_each_with(
-            &shares,
-            level.len(),
-            || (),
-            |(), share| {
-                share.members.iter().try_for_each(|position| {
-                    let (below, mode) = level[*position];
-                    // One name of several components, in a directory that nobody else can enter.
-                    match root.make_new(below.as_os_str(), mode).context("make", || below)? {
-                        Placed::Here => Ok(()),
-                        Placed::Occupied => Err(refuse(
-                            tree.root(),
-                            "two outputs have the same name on this filesystem",
-                        )),
-                    }
-                })
-            },
-        )?;
-    }
-    Ok(unfinished)
-}
-
-/// Gives directories of a tree that is filled their modes, from the bottom up.
-fn finish_directories(
-    tree: &Tree<'_>,
-    unfinished: &[&Node],
-    scratch: &Dir,
-    name: &OsStr,
-) -> Result<()> {
-    for node in unfinished.iter().rev() {
-        let NodeKind::Directory { mode } = node.kind else { continue };
-        let below = Path::new(name).join(relative(tree.root().as_path(), &node.path));
-        let dir = scratch.open_beneath(&below).context("open", || &node.path)?;
-        dir.set_mode_self(mode).context("set the mode of", || &node.path)?;
-    }
-    Ok(())
-}
-
-fn make_symlink(node: &Node, dir: &Dir, name: &OsStr) -> Result<()> {
-    let NodeKind::Symlink { target } = &node.kind else {
-        return Ok(());
-    };
-    let placed =
-        dir.symlink(OsStr::from_bytes(target), name).context("make the symlink", || &node.path)?;
-    if placed == Placed::Occupied {
-        return Err(refuse(&node.path, "two outputs have the same name on this filesystem"));
-    }
-    Ok(())
 }
 
 fn apply<'m>(

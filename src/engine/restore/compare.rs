@@ -1,11 +1,11 @@
 //! Compare: what lies in a workspace against what would be restored, name by name. Changes nothing.
 
-use super::materialize::{FileNode, MEMORY_BYTES_MAX, Materializer};
+use super::materialize::{FileNode, Materializer};
 use super::report::{Counters, Method};
 use super::scratch::is_scratch;
 use super::workspace::{Workspace, is_store, refuse, relative};
-use crate::digest::Digest;
 use crate::disk::{self, Dir, FileKind, FileStat, Listing, layout};
+use crate::engine::shares::Directory;
 use crate::error::{Context, Error, Result};
 use crate::identity;
 use crate::ledger::{Cursor, Ledger, Seen};
@@ -145,9 +145,9 @@ impl<'a> Comparer<'a> {
         base: &Dir,
         base_path: &Path,
         device: u64,
-        folder: &'m Node,
-        members: &[&'m Node],
+        directory: &Directory<'m>,
     ) -> Result<()> {
+        let folder = directory.node;
         let at = || &folder.path;
         let dir = match base.open_beneath(relative(base_path, &folder.path)) {
             Ok(dir) => dir,
@@ -175,7 +175,7 @@ impl<'a> Comparer<'a> {
             return Err(refuse(&folder.path, "it is a store"));
         }
         let mut found = listing.iter().peekable();
-        for &node in members {
+        for &node in &directory.members {
             let name = node.path.name();
             // Both are in the order of their bytes.
             while let Some((extra, kind)) = found.next_if(|(listed, _)| *listed < name) {
@@ -331,12 +331,8 @@ impl<'a> Comparer<'a> {
             return Ok(None); // Vanished, unreadable or replaced: staged anew.
         };
         let cancel = self.materializer.cancel;
-        let digest = if stat.size_bytes <= MEMORY_BYTES_MAX {
-            disk::read_exactly(&open, stat.size_bytes as usize, buffer).map(|()| Digest::of(buffer))
-        } else {
-            disk::hash_contents(&open, &|| !cancel.is_cancelled()).map(|(digest, _)| digest)
-        };
-        match digest {
+        let keep_going = || !cancel.is_cancelled();
+        match disk::hash_contents(&open, stat.size_bytes, buffer, &keep_going) {
             Ok(digest) if digest == file.digest => {
                 let after = disk::stat_file(&open).context("look at", || &file.node.path)?;
                 Ok(after.is_unchanged_since(&stat).then_some(after))

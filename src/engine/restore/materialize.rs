@@ -14,7 +14,7 @@ use crate::digest::Digest;
 use crate::disk::{self, Dir, FileStat, Placed, Timestamp};
 use crate::engine::Cache;
 use crate::error::{Context, Error, Result};
-use crate::ledger::{self, Seen};
+use crate::ledger::Seen;
 use crate::manifest::{Node, NodeKind, blob_mode};
 use crate::options::{
     LINK_BYTES_MIN, LinkMode, MtimeMode, PRIVATE_SUFFIXES, RestoreOptions, VerifyLevel,
@@ -22,9 +22,6 @@ use crate::options::{
 use std::ffi::OsStr;
 use std::io::{self, Write};
 use std::sync::OnceLock;
-
-/// Up to this size a blob is read into memory, hashed there and written from there.
-pub(super) const MEMORY_BYTES_MAX: u64 = 256 * 1024;
 
 /// A regular file of a manifest.
 #[derive(Debug, Clone, Copy)]
@@ -235,7 +232,7 @@ impl<'a> Materializer<'a> {
             && file.modified.is_some_and(|modified| modified != stat.modified)
         {
             CopyReason::ModificationTime
-        } else if ledger::is_young(stat.modified, disk::now()) {
+        } else if stat.modified.is_young_at(disk::now()) {
             CopyReason::Young
         } else {
             return Ok(Made::Done(Seen::blob(&stat)));
@@ -283,7 +280,8 @@ impl<'a> Materializer<'a> {
             return self.finish(file, &target);
         }
         let blob = self.open(file)?;
-        if file.size_bytes <= MEMORY_BYTES_MAX {
+        // A small blob is hashed in memory and written from there.
+        if file.size_bytes <= disk::BUFFER_BYTES as u64 {
             match disk::read_exactly(&blob.file, file.size_bytes as usize, buffer) {
                 Err(error) if disk::is_unreadable(&error) => {
                     return Err(self.damaged(file, None, &blob));

@@ -24,6 +24,7 @@ mod materialize;
 mod plan;
 mod report;
 mod scratch;
+mod tree;
 mod workspace;
 
 pub use report::{CopyReason, MethodCounts, Restored};

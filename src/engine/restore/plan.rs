@@ -8,6 +8,7 @@ use super::compare::{Comparer, Findings};
 use super::extras;
 use super::materialize::{FileNode, Materializer};
 use super::scratch::Scratch;
+use super::tree::Tree;
 use super::workspace::{Workspace, refuse};
 use crate::disk::{self, Dir, FileKind};
 use crate::engine::shares;
@@ -35,18 +36,6 @@ pub(super) struct Merge<'m> {
     pub(super) scratch: Scratch,
     pub(super) trees: Vec<Tree<'m>>,
     pub(super) findings: Findings<'m>,
-}
-
-/// A directory that is absent, and all that is below it: the first node is the directory itself.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Tree<'m> {
-    pub(super) nodes: &'m [Node],
-}
-
-impl<'m> Tree<'m> {
-    pub(super) fn root(&self) -> &'m OutputPath {
-        &self.nodes[0].path
-    }
 }
 
 impl<'m> Plan<'m> {
@@ -143,8 +132,8 @@ impl<'m> Planner<'_, 'm> {
             &owned,
             nodes.len(),
             || self.comparer.worker(),
-            |worker, (folder, members)| {
-                self.comparer.folder(worker, &merge.base, &merge.base_path, device, folder, members)
+            |worker, directory| {
+                self.comparer.folder(worker, &merge.base, &merge.base_path, device, directory)
             },
         )?;
         merge.findings = Findings::joined(workers);
