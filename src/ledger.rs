@@ -186,41 +186,45 @@ impl Ledgers {
     }
 
     /// Replaces the ledger of a place, if it is worth one and says something new: it keeps the rows of
-    /// `old` at these positions, and gets the fresh ones, but for those of files that may still change
-    /// without a trace. Others see it after [`Ledgers::flush`].
-    pub(crate) fn replace(
+    /// `old` at these positions, which ascend, and gets the fresh ones, whose paths ascend, but for
+    /// those of files that may still change without a trace. Others see it after
+    /// [`Ledgers::flush`].
+    pub(crate) fn replace<'a>(
         &self,
         place: Place,
         old: &Ledger,
         kept: &[u32],
-        mut fresh: Vec<Row<'_>>,
+        fresh: impl Iterator<Item = Row<'a>>,
     ) {
         let now = disk::now();
-        fresh.retain(|row| row.seen.is_settled(now) && row.path.len() <= PATH_BYTES_MAX);
-        if fresh.is_empty() && kept.len() == old.len() {
+        let mut fresh = fresh
+            .filter(|row| row.seen.is_settled(now) && row.path.len() <= PATH_BYTES_MAX)
+            .peekable();
+        if fresh.peek().is_none() && kept.len() == old.len() {
             return;
         }
-        let mut rows = fresh;
-        rows.extend(kept.iter().filter_map(|position| old.row(*position as usize)));
-        // Two sorted runs, most likely, which a stable sort merges in one pass.
-        rows.sort_by(|a, b| compare_paths(a.path, b.path));
-        rows.dedup_by_key(|row| row.path);
-        let worth: u64 =
-            rows.iter().map(|row| row.seen.size_bytes().saturating_add(OPEN_COST_BYTES)).sum();
-        if worth < WORTH_BYTES_MIN && old.starts.is_empty() {
-            return;
-        }
-        let length: usize = rows.iter().map(|row| ROW_BYTES + row.path.len()).sum();
-        if length as u64 > LEDGER_BYTES_MAX {
-            return;
-        }
-        let mut bytes = Vec::with_capacity(HEADER_BYTES + length);
+        let mut kept = kept.iter().filter_map(|position| old.row(*position as usize)).peekable();
+        let mut bytes = Vec::with_capacity(HEADER_BYTES);
         bytes.extend_from_slice(&header(place));
         bytes.resize(HEADER_BYTES, 0);
-        let mut starts = Vec::with_capacity(rows.len());
-        for row in &rows {
+        let (mut starts, mut worth) = (Vec::new(), 0_u64);
+        loop {
+            let order = match (kept.peek(), fresh.peek()) {
+                (None, None) => break,
+                (Some(_), None) => Ordering::Less,
+                (None, Some(_)) => Ordering::Greater,
+                (Some(kept), Some(fresh)) => compare_paths(kept.path, fresh.path),
+            };
+            let known = if order.is_le() { kept.next() } else { None };
+            let Some(row) = (if order.is_ge() { fresh.next() } else { known }) else { break };
             starts.push(bytes.len() as u32);
-            encode(row, &mut bytes);
+            encode(&row, &mut bytes);
+            worth = worth.saturating_add(row.seen.size_bytes()).saturating_add(OPEN_COST_BYTES);
+        }
+        if (worth < WORTH_BYTES_MIN && old.starts.is_empty())
+            || bytes.len() as u64 > LEDGER_BYTES_MAX
+        {
+            return;
         }
         let mut pending = self.lock_pending();
         pending.retain(|(about, _)| *about != place);
@@ -436,7 +440,9 @@ mod tests {
         let paths: Vec<String> =
             (0..100).map(|number| format!("d{}/{number}", number % 7)).collect();
         let rows = (0..100).map(|number| row(paths[number as usize].as_bytes(), number));
-        ledgers.replace(place("a"), &Ledger::default(), &[], rows.collect());
+        let mut rows: Vec<Row<'_>> = rows.collect();
+        rows.sort_by(|one, other| compare_paths(one.path, other.path));
+        ledgers.replace(place("a"), &Ledger::default(), &[], rows.into_iter());
         let ledger = ledgers.read(place("a"));
         assert_eq!(ledger.len(), 100);
         let mut cursor = ledger.cursor();
@@ -450,7 +456,7 @@ mod tests {
         assert_eq!(ledgers.read(place("b")).len(), 0, "another place");
 
         let (position, _) = ledger.cursor().find(b"d0/7").expect("written");
-        ledgers.replace(place("a"), &ledger, &[position], vec![row(b"new", 7)]);
+        ledgers.replace(place("a"), &ledger, &[position], [row(b"new", 7)].into_iter());
         let ledger = ledgers.read(place("a"));
         assert_eq!(ledger.len(), 2, "one was kept, one is fresh");
         assert!(ledger.cursor().find(b"d0/7").is_some() && ledger.cursor().find(b"new").is_some());
@@ -481,8 +487,8 @@ mod tests {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let ledgers_1 = ledgers(folder.path(), 1);
         let young = Seen::private(&FileStat { changed: disk::now(), ..stat(2) });
-        let rows = vec![row(b"old", 1), Row { seen: young, ..row(b"young", 2) }];
-        ledgers_1.replace(place("a"), &Ledger::default(), &[], rows);
+        let rows = [row(b"old", 1), Row { seen: young, ..row(b"young", 2) }];
+        ledgers_1.replace(place("a"), &Ledger::default(), &[], rows.into_iter());
         ledgers_1.flush();
         assert_eq!(ledgers_1.read(place("a")).len(), 1);
         assert_eq!(ledgers(folder.path(), 2).read(place("a")).len(), 0);
@@ -507,7 +513,7 @@ mod tests {
                 place(&number.to_string()),
                 &Ledger::default(),
                 &[],
-                vec![row(b"x", 1)],
+                [row(b"x", 1)].into_iter(),
             );
         }
         ledgers.flush();

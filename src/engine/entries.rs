@@ -229,7 +229,7 @@ pub(super) fn load(
     }
     let mut bytes = Vec::new();
     disk::read_exactly(&file, stat.size_bytes as usize, &mut bytes)?;
-    Ok(Manifest::decode(&bytes, task).map(|manifest| (manifest, stat)))
+    Ok(Manifest::decode_owned(bytes, task).map(|manifest| (manifest, stat)))
 }
 
 /// Whether an error speaks of what lies at the name: no regular file, or one that cannot be read.

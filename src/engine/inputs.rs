@@ -107,7 +107,7 @@ impl Cache {
             fresh.push(worker.fresh);
         }
         let fresh = shares::in_order(paths.len(), fresh);
-        self.replace_ledger(about, &ledger, &kept, fresh);
+        self.replace_ledger_unordered(about, &ledger, kept, fresh);
         Ok(contents)
     }
 }

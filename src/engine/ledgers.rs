@@ -2,7 +2,7 @@
 
 use super::Cache;
 use crate::ledger::{Ledger, Place, Row};
-use crate::manifest::{Root, RootKind};
+use crate::manifest::{Root, RootKind, compare_paths};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -30,16 +30,31 @@ impl Cache {
         self.inner.ledgers.as_ref().map_or_else(Arc::default, |ledgers| ledgers.read(place))
     }
 
-    /// Replaces a ledger if there is something new to say; it is written when nobody waits.
-    pub(super) fn replace_ledger(
+    /// Replaces a ledger if there is something new to say; it is written when nobody waits. The
+    /// paths of the fresh rows ascend.
+    pub(super) fn replace_ledger<'a>(
         &self,
         place: Place,
         old: &Ledger,
-        kept: &[u32],
-        fresh: Vec<Row<'_>>,
+        mut kept: Vec<u32>,
+        fresh: impl Iterator<Item = Row<'a>>,
     ) {
         if let Some(ledgers) = &self.inner.ledgers {
-            ledgers.replace(place, old, kept, fresh);
+            kept.sort_unstable();
+            ledgers.replace(place, old, &kept, fresh);
         }
+    }
+
+    /// As [`Cache::replace_ledger`], for fresh rows in any order.
+    pub(super) fn replace_ledger_unordered(
+        &self,
+        place: Place,
+        old: &Ledger,
+        kept: Vec<u32>,
+        mut fresh: Vec<Row<'_>>,
+    ) {
+        fresh.sort_by(|one, other| compare_paths(one.path, other.path));
+        fresh.dedup_by_key(|row| row.path);
+        self.replace_ledger(place, old, kept, fresh.into_iter());
     }
 }

@@ -152,7 +152,7 @@ impl Cache {
         self.publish_manifest(task, &manifest)?;
         self.inner.has_unsynced.store(true, Ordering::Relaxed);
         if let Some(about) = about {
-            self.replace_ledger(about, &ledger, &kept, fresh);
+            self.replace_ledger_unordered(about, &ledger, kept, fresh);
         }
         Ok(stored)
     }

@@ -13,6 +13,8 @@ use super::{
 use crate::digest::Digest;
 use crate::disk::Timestamp;
 use crate::key::TaskDigest;
+use std::ops::Range;
+use std::sync::Arc;
 
 const MAGIC: &[u8; 8] = b"larder-m";
 const VERSION: u16 = 1;
@@ -62,7 +64,12 @@ impl Manifest {
     /// # Errors
     /// If the bytes are not exactly what [`Manifest::encode`] would have written for `task`.
     pub fn decode(bytes: &[u8], task: &TaskDigest) -> Result<Manifest, DecodeError> {
-        let (task_found, manifest) = Manifest::decode_any(bytes)?;
+        Manifest::decode_owned(bytes.to_vec(), task)
+    }
+
+    /// As [`Manifest::decode`]; the manifest keeps the bytes, since its paths are parts of them.
+    pub(crate) fn decode_owned(bytes: Vec<u8>, task: &TaskDigest) -> Result<Manifest, DecodeError> {
+        let (task_found, manifest) = decode_file(bytes)?;
         if task_found != *task {
             return Err(DecodeError::OtherTask);
         }
@@ -74,45 +81,7 @@ impl Manifest {
     /// # Errors
     /// As for [`Manifest::decode`].
     pub fn decode_any(bytes: &[u8]) -> Result<(TaskDigest, Manifest), DecodeError> {
-        if bytes.len() < HEADER_BYTES + CHECKSUM_BYTES || bytes[..8] != *MAGIC {
-            return Err(DecodeError::Checksum);
-        }
-        let (contents, checksum) = bytes.split_at(bytes.len() - CHECKSUM_BYTES);
-        if blake3::derive_key(CHECKSUM_CONTEXT, contents) != checksum {
-            return Err(DecodeError::Checksum);
-        }
-        let mut header = Reader(&contents[8..HEADER_BYTES]);
-        if u16::from_le_bytes(header.array()?) != VERSION {
-            return Err(DecodeError::Newer);
-        }
-        if header.array::<2>()? != [0, 0] {
-            return Err(DecodeError::NotCanonical("reserved bytes are not zero"));
-        }
-        let body_bytes = u64::from_le_bytes(header.array()?);
-        let task = TaskDigest::from_bytes(header.array()?);
-        let body_digest: [u8; 32] = header.array()?;
-        let rest = &contents[HEADER_BYTES..];
-        let body_bytes = usize::try_from(body_bytes).ok().filter(|length| *length <= rest.len());
-        let (body, trailer) = rest
-            .split_at(body_bytes.ok_or(DecodeError::NotCanonical("the body's length is wrong"))?);
-        if blake3::derive_key(BODY_CONTEXT, body) != body_digest {
-            return Err(DecodeError::NotCanonical("the body's digest is wrong"));
-        }
-        let mut manifest = Manifest::decode_body(body)?;
-        let mut origin = None;
-        sections(trailer, |tag, section| {
-            if tag == SECTION_ORIGIN {
-                origin = Some(Origin {
-                    stored_at: section.timestamp()?,
-                    incarnation: section.array()?,
-                    epoch: section.varint()?,
-                });
-                return Ok(true);
-            }
-            Ok(false)
-        })?;
-        manifest.origin = origin.ok_or(DecodeError::NotCanonical("a section is missing"))?;
-        Ok((task, manifest))
+        decode_file(bytes.to_vec())
     }
 
     /// The part that other machines may get: no times of this store, no stamps.
@@ -153,7 +122,7 @@ impl Manifest {
         body.0
     }
 
-    fn decode_body(body: &[u8]) -> Decoded<Manifest> {
+    fn decode_body(body: Reader<'_>) -> Decoded<Manifest> {
         let (mut result, mut roots, mut nodes, mut logs, mut key_parts) =
             (None, None, None, None, None);
         sections(body, |tag, section| {
@@ -194,6 +163,54 @@ impl Manifest {
     }
 }
 
+fn decode_file(bytes: Vec<u8>) -> Decoded<(TaskDigest, Manifest)> {
+    if bytes.len() < HEADER_BYTES + CHECKSUM_BYTES || bytes[..8] != *MAGIC {
+        return Err(DecodeError::Checksum);
+    }
+    if u32::try_from(bytes.len()).is_err() {
+        return Err(DecodeError::NotCanonical("it is larger than 4 GiB"));
+    }
+    let text = Arc::new(bytes);
+    let (contents, checksum) = text.split_at(text.len() - CHECKSUM_BYTES);
+    if blake3::derive_key(CHECKSUM_CONTEXT, contents) != checksum {
+        return Err(DecodeError::Checksum);
+    }
+    let mut header = Reader { text: &text, next: 8, end: HEADER_BYTES };
+    if u16::from_le_bytes(header.array()?) != VERSION {
+        return Err(DecodeError::Newer);
+    }
+    if header.array::<2>()? != [0, 0] {
+        return Err(DecodeError::NotCanonical("reserved bytes are not zero"));
+    }
+    let body_bytes = usize::try_from(u64::from_le_bytes(header.array()?)).ok();
+    let task = TaskDigest::from_bytes(header.array()?);
+    let body_digest: [u8; 32] = header.array()?;
+    let body_end = body_bytes.and_then(|length| length.checked_add(HEADER_BYTES));
+    let body_end = body_end
+        .filter(|end| *end <= contents.len())
+        .ok_or(DecodeError::NotCanonical("the body's length is wrong"))?;
+    if blake3::derive_key(BODY_CONTEXT, &contents[HEADER_BYTES..body_end]) != body_digest {
+        return Err(DecodeError::NotCanonical("the body's digest is wrong"));
+    }
+    let body = Reader { text: &text, next: HEADER_BYTES, end: body_end };
+    let mut manifest = Manifest::decode_body(body)?;
+    let mut origin = None;
+    let trailer = Reader { text: &text, next: body_end, end: contents.len() };
+    sections(trailer, |tag, section| {
+        if tag == SECTION_ORIGIN {
+            origin = Some(Origin {
+                stored_at: section.timestamp()?,
+                incarnation: section.array()?,
+                epoch: section.varint()?,
+            });
+            return Ok(true);
+        }
+        Ok(false)
+    })?;
+    manifest.origin = origin.ok_or(DecodeError::NotCanonical("a section is missing"))?;
+    Ok((task, manifest))
+}
+
 /// Puts header, trailer and checksum around a body, whatever it holds.
 pub(crate) fn wrap_body(body: &[u8], task: &TaskDigest, origin: &Origin) -> Vec<u8> {
     let mut file = Writer(Vec::with_capacity(HEADER_BYTES + body.len() + 128));
@@ -217,21 +234,21 @@ pub(crate) fn wrap_body(body: &[u8], task: &TaskDigest, origin: &Origin) -> Vec<
 /// Calls `take` for each section, in order. What `take` does not know is skipped, or refused if it
 /// is critical; what it knows it must read to the end.
 fn sections<'a>(
-    bytes: &'a [u8],
+    mut reader: Reader<'a>,
     mut take: impl FnMut(u16, &mut Reader<'a>) -> Decoded<bool>,
 ) -> Decoded<()> {
-    let mut reader = Reader(bytes);
     let mut last = None;
-    while !reader.0.is_empty() {
+    while reader.left() > 0 {
         let tag = u16::from_le_bytes(reader.array()?);
         let number = tag & !CRITICAL;
         if last.is_some_and(|last| number <= last) {
             return Err(DecodeError::NotCanonical("sections do not ascend"));
         }
         last = Some(number);
-        let mut section = Reader(reader.byte_string()?);
+        let section = reader.part()?;
+        let mut section = Reader { text: reader.text, next: section.start, end: section.end };
         if take(tag, &mut section)? {
-            if !section.0.is_empty() {
+            if section.left() > 0 {
                 return Err(DecodeError::NotCanonical("a section is too long"));
             }
         } else if tag & CRITICAL != 0 {
@@ -323,15 +340,27 @@ impl Writer {
     }
 }
 
-struct Reader<'a>(&'a [u8]);
+/// Reads a part of a text, of which what is read may become a part.
+struct Reader<'a> {
+    text: &'a Arc<Vec<u8>>,
+    next: usize,
+    end: usize,
+}
 
 impl<'a> Reader<'a> {
     const TRUNCATED: DecodeError = DecodeError::NotCanonical("a section is too short");
 
+    fn left(&self) -> usize {
+        self.end - self.next
+    }
+
     fn take(&mut self, length: usize) -> Decoded<&'a [u8]> {
-        let (taken, rest) = self.0.split_at_checked(length).ok_or(Self::TRUNCATED)?;
-        self.0 = rest;
-        Ok(taken)
+        if length > self.left() {
+            return Err(Self::TRUNCATED);
+        }
+        let start = self.next;
+        self.next += length;
+        Ok(&self.text[start..self.next])
     }
 
     fn array<const N: usize>(&mut self) -> Decoded<[u8; N]> {
@@ -367,8 +396,14 @@ impl<'a> Reader<'a> {
     }
 
     fn byte_string(&mut self) -> Decoded<&'a [u8]> {
+        self.part().map(|part| &self.text[part])
+    }
+
+    /// Where a string lies in the text.
+    fn part(&mut self) -> Decoded<Range<usize>> {
         let length = usize::try_from(self.varint()?).map_err(|_| Self::TRUNCATED)?;
-        self.take(length)
+        self.take(length)?;
+        Ok(self.next - length..self.next)
     }
 
     fn timestamp(&mut self) -> Decoded<Timestamp> {
@@ -388,7 +423,7 @@ impl<'a> Reader<'a> {
         mut item: impl FnMut(&mut Reader<'a>) -> Decoded<T>,
     ) -> Decoded<Vec<T>> {
         let count = usize::try_from(self.varint()?).map_err(|_| Self::TRUNCATED)?;
-        if count > self.0.len() / item_bytes_min {
+        if count > self.left() / item_bytes_min {
             return Err(Self::TRUNCATED);
         }
         // An item in memory is larger than its smallest encoding.
@@ -400,7 +435,7 @@ impl<'a> Reader<'a> {
     }
 
     fn path(&mut self) -> Decoded<OutputPath> {
-        OutputPath::from_bytes(self.byte_string()?)
+        OutputPath::within(self.text, self.part()?)
             .map_err(|error| DecodeError::NotCanonical(error.0))
     }
 

@@ -3,8 +3,11 @@
 use std::cmp::Ordering;
 use std::ffi::OsStr;
 use std::fmt;
+use std::hash::{Hash, Hasher};
+use std::ops::Range;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::sync::Arc;
 
 /// Longest path, in bytes (`PATH_MAX` of Linux less the terminator).
 pub(crate) const PATH_BYTES_MAX: usize = 4095;
@@ -24,8 +27,16 @@ const NAME_BYTES_MAX: usize = 255;
 ///     assert!(OutputPath::parse(escape).is_err());
 /// }
 /// ```
-#[derive(Clone, PartialEq, Eq, Hash)]
-pub struct OutputPath(Box<[u8]>);
+///
+/// Cheap to clone. The paths of one decoded manifest share its bytes, which live as long as the last
+/// of them.
+#[derive(Clone)]
+pub struct OutputPath {
+    /// A text that holds the path.
+    text: Arc<Vec<u8>>,
+    start: u32,
+    end: u32,
+}
 
 /// Why a text is no [`OutputPath`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -47,64 +58,51 @@ impl OutputPath {
     /// # Errors
     /// As for [`OutputPath::parse`].
     pub fn from_bytes(bytes: &[u8]) -> Result<OutputPath, PathError> {
-        if bytes.is_empty() {
-            return Err(PathError("the path is empty"));
-        }
-        if bytes.len() > PATH_BYTES_MAX {
-            return Err(PathError("the path is longer than 4,095 bytes"));
-        }
-        if bytes[0] == b'/' {
-            return Err(PathError("the path is absolute"));
-        }
-        if bytes.contains(&0) {
-            return Err(PathError("the path contains NUL"));
-        }
-        for name in bytes.split(|&byte| byte == b'/') {
-            match name {
-                b"" => return Err(PathError("the path has an empty component")),
-                b"." => return Err(PathError("the path has a component '.'")),
-                b".." => return Err(PathError("the path has a component '..'")),
-                name if name.len() > NAME_BYTES_MAX => {
-                    return Err(PathError("the path has a component longer than 255 bytes"));
-                }
-                _ => {}
-            }
-        }
-        Ok(OutputPath(bytes.into()))
+        check(bytes)?;
+        Ok(OutputPath { text: Arc::new(bytes.to_vec()), start: 0, end: bytes.len() as u32 })
+    }
+
+    /// Checks a path that is part of a text of less than 4 GiB, and does not copy it.
+    pub(super) fn within(text: &Arc<Vec<u8>>, part: Range<usize>) -> Result<OutputPath, PathError> {
+        check(&text[part.clone()])?;
+        let (start, end) = (part.start as u32, part.end as u32);
+        Ok(OutputPath { text: Arc::clone(text), start, end })
     }
 
     /// Returns the path.
     pub fn as_path(&self) -> &Path {
-        Path::new(OsStr::from_bytes(&self.0))
+        Path::new(OsStr::from_bytes(self.as_bytes()))
     }
 
     /// Returns the bytes of the path.
     pub fn as_bytes(&self) -> &[u8] {
-        &self.0
+        &self.text[self.start as usize..self.end as usize]
     }
 
     /// Returns the path of the directory that holds this one; the empty path at the top.
     pub fn parent(&self) -> &Path {
-        let end = self.0.iter().rposition(|&byte| byte == b'/').unwrap_or(0);
-        Path::new(OsStr::from_bytes(&self.0[..end]))
+        let bytes = self.as_bytes();
+        let end = bytes.iter().rposition(|&byte| byte == b'/').unwrap_or(0);
+        Path::new(OsStr::from_bytes(&bytes[..end]))
     }
 
     /// Returns the last component.
     pub fn name(&self) -> &OsStr {
-        let start = self.0.iter().rposition(|&byte| byte == b'/').map_or(0, |slash| slash + 1);
-        OsStr::from_bytes(&self.0[start..])
+        let bytes = self.as_bytes();
+        let start = bytes.iter().rposition(|&byte| byte == b'/').map_or(0, |slash| slash + 1);
+        OsStr::from_bytes(&bytes[start..])
     }
 
     /// Whether `self` is `other`, or a directory on the way to it.
     pub fn contains(&self, other: &OutputPath) -> bool {
-        let (own, other) = (&self.0, &other.0);
+        let (own, other) = (self.as_bytes(), other.as_bytes());
         other.starts_with(own) && (other.len() == own.len() || other[own.len()] == b'/')
     }
 
     /// The directories above this path, from the top down, without the workspace itself.
     pub fn ancestors(&self) -> impl Iterator<Item = OutputPath> + '_ {
-        let slashes = self.0.iter().enumerate().filter(|(_, byte)| **byte == b'/');
-        slashes.map(|(index, _)| OutputPath(self.0[..index].into()))
+        let slashes = self.as_bytes().iter().enumerate().filter(|(_, byte)| **byte == b'/');
+        slashes.map(|(index, _)| OutputPath { end: self.start + index as u32, ..self.clone() })
     }
 
     /// This path with one more component.
@@ -112,13 +110,54 @@ impl OutputPath {
     /// # Errors
     /// If the result would be no valid path.
     pub fn join(&self, name: &OsStr) -> Result<OutputPath, PathError> {
-        OutputPath::from_bytes(&[&self.0, b"/" as &[u8], name.as_bytes()].concat())
+        OutputPath::from_bytes(&[self.as_bytes(), b"/", name.as_bytes()].concat())
+    }
+}
+
+fn check(bytes: &[u8]) -> Result<(), PathError> {
+    if bytes.is_empty() {
+        return Err(PathError("the path is empty"));
+    }
+    if bytes.len() > PATH_BYTES_MAX {
+        return Err(PathError("the path is longer than 4,095 bytes"));
+    }
+    if bytes[0] == b'/' {
+        return Err(PathError("the path is absolute"));
+    }
+    if bytes.contains(&0) {
+        return Err(PathError("the path contains NUL"));
+    }
+    for name in bytes.split(|&byte| byte == b'/') {
+        match name {
+            b"" => return Err(PathError("the path has an empty component")),
+            b"." => return Err(PathError("the path has a component '.'")),
+            b".." => return Err(PathError("the path has a component '..'")),
+            name if name.len() > NAME_BYTES_MAX => {
+                return Err(PathError("the path has a component longer than 255 bytes"));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+impl PartialEq for OutputPath {
+    fn eq(&self, other: &OutputPath) -> bool {
+        self.as_bytes() == other.as_bytes()
+    }
+}
+
+impl Eq for OutputPath {}
+
+impl Hash for OutputPath {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.as_bytes().hash(state);
     }
 }
 
 impl Ord for OutputPath {
     fn cmp(&self, other: &OutputPath) -> Ordering {
-        compare_paths(&self.0, &other.0)
+        compare_paths(self.as_bytes(), other.as_bytes())
     }
 }
 
@@ -126,6 +165,11 @@ impl Ord for OutputPath {
 pub(crate) fn compare_paths(one: &[u8], other: &[u8]) -> Ordering {
     // NUL cannot occur in a path, so a separator may take its place in the order.
     let rank = |byte: u8| if byte == b'/' { 0 } else { byte };
+    // Neighbours in a tree share most of their bytes: eight are compared at a time.
+    let (one_words, _) = one.as_chunks::<8>();
+    let (other_words, _) = other.as_chunks::<8>();
+    let words = one_words.iter().zip(other_words).take_while(|(one, other)| one == other).count();
+    let (one, other) = (&one[8 * words..], &other[8 * words..]);
     match one.iter().zip(other).find(|(one, other)| one != other) {
         Some((one, other)) => rank(*one).cmp(&rank(*other)),
         None => one.len().cmp(&other.len()),

@@ -93,15 +93,16 @@ impl Cache {
             .and_then(|stage| stage.apply(&materializer));
         match restored {
             Ok(mut done) => {
-                // The nodes lie in one list, in the order of their paths.
-                done.seen.sort_unstable_by_key(|(node, _)| std::ptr::from_ref(*node));
+                // The nodes lie in one list, in the order of their paths; and each thread went through
+                // it in that order, so this merges a few runs.
+                done.seen.sort_by_key(|(node, _)| std::ptr::from_ref(*node));
                 let fresh = done.seen.iter().filter_map(|(node, seen)| match node.kind {
                     NodeKind::File { digest, .. } => {
                         Some(Row { path: node.path.as_bytes(), digest, seen: *seen })
                     }
                     _ => None,
                 });
-                self.replace_ledger(about, &ledger, &done.kept, fresh.collect());
+                self.replace_ledger(about, &ledger, done.kept, fresh);
                 let counters = done.counters;
                 Ok(Some(counters.restored(manifest)))
             }
