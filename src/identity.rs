@@ -228,7 +228,7 @@ impl Identity {
     /// # Errors
     /// If the sync fails, now or earlier.
     pub(crate) fn sync_until(&self, epoch: u32) -> Result<()> {
-        let lock = Lock::acquire(self.barrier_lock()?, LockMode::Exclusive, &|| false);
+        let lock = Lock::acquire(self.barrier_lock()?, LockMode::Exclusive, disk::EAGER, &|| false);
         let _lock = lock.context("lock", || self.path.join(layout::BARRIER_LOCK))?;
         self.refresh(&mut self.lock_state());
         if self.is_synced(epoch) {
@@ -512,7 +512,7 @@ fn lock_identity(root: &Dir) -> io::Result<Option<Lock>> {
         Err(error) if is_read_only(&error) => return Ok(None),
         Err(error) => return Err(error),
     };
-    Lock::acquire(file, LockMode::Exclusive, &|| false)
+    Lock::acquire(file, LockMode::Exclusive, disk::EAGER, &|| false)
 }
 
 fn is_read_only(error: &io::Error) -> bool {

@@ -70,9 +70,10 @@ pub use cancel::Cancel;
 pub use digest::{Digest, ParseDigestError};
 pub use disk::{Capabilities, Timestamp};
 pub use engine::{
-    BlobReader, Cache, CacheEntry, CacheOutput, CopyReason, Health, Hit, InputContent, LinkSupport,
-    LogPiece, MethodCounts, OutputContent, OutputDeclaration, OutputKind, Repair, Restored,
-    ScrubReport, SourceFile, Stats, Stored, StoredBlob, TaskLogs, destroy, remove_outputs,
+    BlobReader, Cache, CacheEntry, CacheOutput, CopyReason, EvictOptions, Evicted, Health, Hit,
+    InputContent, LinkSupport, LogPiece, MethodCounts, OutputContent, OutputDeclaration,
+    OutputKind, Repair, Restored, ScrubReport, SourceFile, Stats, Stored, StoredBlob, TaskLogs,
+    Usage, destroy, remove_outputs,
 };
 pub use error::{Error, ErrorKind, Result};
 pub use key::{KEY_BYTES_MAX, TaskDigest};
@@ -81,6 +82,6 @@ pub use manifest::{
     OutputPath, PathError, Root, RootKind,
 };
 pub use options::{
-    CacheOptions, Durability, LINK_BYTES_MIN, LinkMode, MtimeMode, PRIVATE_SUFFIXES,
+    CacheOptions, Durability, LINK_BYTES_MIN, Limit, Limits, LinkMode, MtimeMode, PRIVATE_SUFFIXES,
     ParseOptionError, RestoreOptions, VerifyLevel,
 };

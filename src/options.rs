@@ -21,6 +21,8 @@ pub struct CacheOptions {
     /// an index of millions of tasks; the crate's own default would be 1 GiB. At 0 each lookup
     /// reads from the page cache of the system.
     pub index_cache_bytes: usize,
+    /// How large the store may become. Default: [`Limits::default`].
+    pub limits: Limits,
     /// Which system calls may be used. Default: all; missing ones are found by trying.
     pub capabilities: Capabilities,
 }
@@ -30,6 +32,7 @@ impl Default for CacheOptions {
         CacheOptions {
             durability: Durability::Relaxed,
             index_cache_bytes: 16 << 20,
+            limits: Limits::default(),
             capabilities: Capabilities::all(),
         }
     }
@@ -50,12 +53,65 @@ impl CacheOptions {
         self
     }
 
+    /// Replaces the limits.
+    #[must_use]
+    pub fn with_limits(mut self, limits: Limits) -> CacheOptions {
+        self.limits = limits;
+        self
+    }
+
     /// Replaces the capabilities: to test a fallback.
     #[must_use]
     pub fn with_capabilities(mut self, capabilities: Capabilities) -> CacheOptions {
         self.capabilities = capabilities;
         self
     }
+}
+
+/// How large a store may become. Enforced by whoever has stored something, when nobody waits for it
+/// ([`crate::Cache::maintain`]): entries go, those worth least first, until the store is below 90 %
+/// of the limit that was exceeded.
+///
+/// # Examples
+/// ```
+/// use larder::{CacheOptions, Limit, Limits};
+/// let mut limits = Limits::default();
+/// limits.size_bytes_max = Limit::At(1 << 30);
+/// let options = CacheOptions::default().with_limits(limits);
+/// # let _ = options;
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub struct Limits {
+    /// Blocks on disk of everything in the store, in bytes. Default: a tenth of the filesystem, at
+    /// most 50 GiB.
+    pub size_bytes_max: Limit,
+    /// What is to be left free on the filesystem, in bytes. Default: a hundredth of it, at most
+    /// 1 GiB.
+    pub free_bytes_min: Limit,
+    /// Blobs and entries. Default: any number.
+    pub inodes_max: Option<u64>,
+    /// Since an entry was last used, in seconds. Default: any time. Looked at once an hour.
+    pub age_seconds_max: Option<u64>,
+}
+
+impl Limits {
+    /// No limits at all.
+    pub fn none() -> Limits {
+        Limits { size_bytes_max: Limit::None, free_bytes_min: Limit::None, ..Limits::default() }
+    }
+}
+
+/// A limit that has a default.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Limit {
+    /// What the filesystem suggests.
+    #[default]
+    Default,
+    /// None.
+    None,
+    /// This.
+    At(u64),
 }
 
 /// What a power cut may cost.

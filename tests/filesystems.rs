@@ -5,8 +5,7 @@
 mod common;
 
 use common::{
-    Lab, filesystems, inode, is_root, noise, skip, snapshot, snapshot_read_only, task, write,
-    write_old,
+    Lab, filesystems, inode, noise, snapshot, snapshot_read_only, task, write, write_old,
 };
 use larder::{
     Cache, CacheBackend, CacheEntry, CacheOptions, CacheOutput, Cancel, CopyReason, Durability,
@@ -159,38 +158,10 @@ fn a_blob_at_the_link_limit_gets_a_fresh_inode() {
     }
 }
 
-/// Mounts a small filesystem for one test; unmounts it when dropped.
-struct Small(tempfile::TempDir);
-
-impl Small {
-    fn mount(options: &str) -> Option<Small> {
-        if !is_root() {
-            skip("mounting a small filesystem needs root");
-            return None;
-        }
-        let folder = tempfile::tempdir().expect("a temporary folder");
-        let mounted = Command::new("mount")
-            .args(["-t", "tmpfs", "-o", options, "tmpfs"])
-            .arg(folder.path())
-            .status();
-        if !mounted.is_ok_and(|status| status.success()) {
-            skip("a small filesystem cannot be mounted here");
-            return None;
-        }
-        Some(Small(folder))
-    }
-}
-
-impl Drop for Small {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg(self.0.path()).status();
-    }
-}
-
 #[test]
 fn a_full_disk_is_a_clear_error_and_the_workspace_stays_as_it_was() {
     for options in ["size=3m", "size=300m,nr_inodes=120"] {
-        let Some(small) = Small::mount(options) else {
+        let Some(small) = common::Small::mount(options) else {
             return;
         };
         let lab = Lab::new();
@@ -199,7 +170,7 @@ fn a_full_disk_is_a_clear_error_and_the_workspace_stays_as_it_was() {
         }
         lab.store("k", &["out"]);
         // Restoring to a full disk.
-        let place = small.0.path().join("place");
+        let place = small.path().join("place");
         write(&place.join("out/7"), b"mine");
         let before = snapshot(&place);
         let options = RestoreOptions::default().with_link_mode(LinkMode::Copy);
@@ -213,7 +184,7 @@ fn a_full_disk_is_a_clear_error_and_the_workspace_stays_as_it_was() {
         fs::remove_dir_all(&place).expect("removed");
         // Storing to a full disk.
         let cache =
-            Cache::open(&small.0.path().join("store"), CacheOptions::default()).expect("opens");
+            Cache::open(&small.path().join("store"), CacheOptions::default()).expect("opens");
         common::store(&cache, "small", &lab.workspace(), &["out/1"]);
         let entry = CacheEntry::capture(&lab.workspace(), &[larder::OutputDeclaration::new("out")])
             .expect("captured");
@@ -222,9 +193,9 @@ fn a_full_disk_is_a_clear_error_and_the_workspace_stays_as_it_was() {
         assert!(cache.lookup(&task("large")).expect("a lookup").is_none());
         let restored = cache.restore(&task("small"), &lab.path("small"), options, &Cancel::new());
         assert!(restored.expect("reads go on").is_some());
-        let blobs = common::files_below(&small.0.path().join("store/blobs"));
+        let blobs = common::files_below(&small.path().join("store/blobs"));
         assert_eq!(blobs.len(), 1, "what the failed store published is gone: {blobs:?}");
-        let staged = common::files_below(&small.0.path().join("store/staging"));
+        let staged = common::files_below(&small.path().join("store/staging"));
         assert!(staged.is_empty(), "nothing is left staged: {staged:?}");
         drop(cache);
     }
@@ -232,16 +203,16 @@ fn a_full_disk_is_a_clear_error_and_the_workspace_stays_as_it_was() {
 
 #[test]
 fn a_read_only_store_still_answers() {
-    let Some(small) = Small::mount("size=50m") else {
+    let Some(small) = common::Small::mount("size=50m") else {
         return;
     };
     let lab = Lab::new();
     write_old(&lab.workspace().join("out"), &noise(1, 50_000));
-    let path = small.0.path().join("store");
+    let path = small.path().join("store");
     let cache = Cache::open(&path, CacheOptions::default()).expect("opens");
     common::store(&cache, "k", &lab.workspace(), &["out"]);
     drop(cache);
-    let remounted = Command::new("mount").args(["-o", "remount,ro"]).arg(small.0.path()).status();
+    let remounted = Command::new("mount").args(["-o", "remount,ro"]).arg(small.path()).status();
     assert!(remounted.expect("mount runs").success());
     let cache = Cache::open(&path, CacheOptions::default()).expect("opens read-only");
     assert!(cache.lookup(&task("k")).expect("a lookup").is_some());

@@ -49,6 +49,8 @@ pub(crate) struct Batch<'a> {
     view: StampView,
     seen: Mutex<HashSet<(Digest, u32)>>,
     published: Mutex<Vec<Published>>,
+    /// Number of all that was published, and their blocks in bytes.
+    totals: Mutex<(u64, u64)>,
     /// Blobs that were there already, but not known to be on disk.
     unsynced: Mutex<Vec<(Digest, u32)>>,
 }
@@ -67,6 +69,7 @@ struct Published {
     digest: Digest,
     mode: u32,
     stamp: Stamp,
+    allocated_bytes: u64,
 }
 
 impl BlobStore {
@@ -78,6 +81,7 @@ impl BlobStore {
             view: self.view(blobs),
             seen: Mutex::default(),
             published: Mutex::default(),
+            totals: Mutex::default(),
             unsynced: Mutex::default(),
         }
     }
@@ -131,7 +135,30 @@ impl Batch<'_> {
         keep_going: &dyn Fn() -> bool,
     ) -> Result<bool> {
         let slot = self.blobs.stamps.get(&self.view, digest, mode);
-        Ok(slot.is_some() && self.is_here(digest, mode, keep_going)?)
+        let is_here = slot.is_some() && self.is_here(digest, mode, keep_going)?;
+        if is_here {
+            lock(&self.seen).insert((*digest, mode));
+        }
+        Ok(is_here)
+    }
+
+    /// Looks again for every blob of the batch, after somebody may have swept some. False if one is
+    /// gone; then the batch is to be made anew. Those that are still there may be others than before:
+    /// in a durable store [`Batch::finish`] has to come once more.
+    pub(crate) fn recheck(&self, keep_going: &dyn Fn() -> bool) -> Result<bool> {
+        let seen: Vec<(Digest, u32)> = lock(&self.seen).iter().copied().collect();
+        let view = self.blobs.view(seen.len());
+        for (digest, mode) in seen {
+            if !self.is_here_in(&view, &digest, mode, keep_going)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// What the batch has published: number of blobs, and their blocks in bytes.
+    pub(crate) fn published(&self) -> (u64, u64) {
+        *lock(&self.totals)
     }
 
     fn add_bytes(
@@ -146,16 +173,20 @@ impl Batch<'_> {
             return Ok(Ingested { digest, size_bytes, is_new: false });
         }
         // Without a slot it is most likely not here, and publishing tells.
-        let is_here = self.blobs.stamps.get(&self.view, &digest, mode).is_some()
-            && self.is_here(&digest, mode, keep_going)?;
+        let has_slot = self.blobs.stamps.get(&self.view, &digest, mode).is_some();
+        let is_here = has_slot && self.is_here(&digest, mode, keep_going)?;
+        if has_slot && !is_here {
+            // It was swept. The new inode may look the same, and be in memory only.
+            self.blobs.forget(&[(digest, mode)]);
+        }
         let is_new = !is_here && {
             let shard = Shard::of_blob(digest.as_bytes(), mode);
             let near = (&self.blobs.blobs, shard.folder());
             let mut staged = self.blobs.staging().create(Some(near), mode)?;
-            let stamp =
+            let stat =
                 staged.file.write_all(bytes).and_then(|()| finish(&staged.file, mode, modified));
-            let stamp = stamp.context("stage a blob in", || self.blobs.staging().path())?;
-            self.publish(&mut staged, Published { digest, mode, stamp }, keep_going)?
+            let stat = stat.context("stage a blob in", || self.blobs.staging().path())?;
+            self.publish(&mut staged, Published::new(digest, mode, &stat), keep_going)?
         };
         Ok(Ingested { digest, size_bytes, is_new })
     }
@@ -183,7 +214,7 @@ impl Batch<'_> {
             };
             Ok((digest, finish(&staged.file, mode, modified)?))
         })();
-        let (digest, stamp) = hashed.map_err(|error| {
+        let (digest, staged_stat) = hashed.map_err(|error| {
             if error.kind() == io::ErrorKind::Interrupted {
                 return Error::Cancelled;
             }
@@ -192,7 +223,7 @@ impl Batch<'_> {
         check_unchanged(source, stat, path)?;
         let is_new = lock(&self.seen).insert((digest, mode))
             && !self.is_here(&digest, mode, keep_going)?
-            && self.publish(&mut staged, Published { digest, mode, stamp }, keep_going)?;
+            && self.publish(&mut staged, Published::new(digest, mode, &staged_stat), keep_going)?;
         Ok(Ingested { digest, size_bytes, is_new })
     }
 
@@ -220,10 +251,20 @@ impl Batch<'_> {
 
     /// Whether the store has these bytes in an intact blob.
     fn is_here(&self, digest: &Digest, mode: u32, keep_going: &dyn Fn() -> bool) -> Result<bool> {
-        let proof = self.blobs.prove(&self.view, digest, mode, VerifyLevel::Stamp, keep_going)?;
+        self.is_here_in(&self.view, digest, mode, keep_going)
+    }
+
+    fn is_here_in(
+        &self,
+        view: &StampView,
+        digest: &Digest,
+        mode: u32,
+        keep_going: &dyn Fn() -> bool,
+    ) -> Result<bool> {
+        let proof = self.blobs.prove(view, digest, mode, VerifyLevel::Stamp, keep_going)?;
         let is_here = matches!(proof, Proof::Intact(_));
         if is_here && self.durability == Durability::Durable {
-            let slot = self.blobs.stamps.get(&self.view, digest, mode);
+            let slot = self.blobs.stamps.get(view, digest, mode);
             if !slot.is_some_and(|slot| self.blobs.identity.is_synced(slot.epoch)) {
                 lock(&self.unsynced).push((*digest, mode));
             }
@@ -246,6 +287,10 @@ impl Batch<'_> {
         for _ in 0..ROUNDS_MAX {
             match staged.publish(&self.blobs.blobs, shard.name()) {
                 Ok(Placed::Here) => {
+                    {
+                        let mut totals = lock(&self.totals);
+                        *totals = (totals.0 + 1, totals.1 + blob.allocated_bytes);
+                    }
                     lock(&self.published).push(blob);
                     return Ok(true);
                 }
@@ -278,7 +323,7 @@ impl Batch<'_> {
         // After the links, so that a barrier which covers the epoch covers the names too.
         let epoch = self.blobs.identity.epoch_after_writes();
         let entry = |blob: &Published| {
-            let Published { digest, mode, stamp } = *blob;
+            let Published { digest, mode, stamp, .. } = *blob;
             Entry { digest, mode, stamp, epoch }
         };
         self.blobs.stamps.put(&published.iter().map(entry).collect::<Vec<_>>());
@@ -360,8 +405,14 @@ fn hash_clone(
     disk::hash_contents(staged, stat.size_bytes, buffer, keep_going)
 }
 
-/// Gives a staged file its final mode and time, and returns its stamp.
-fn finish(file: &File, mode: u32, modified: Option<Timestamp>) -> io::Result<Stamp> {
+impl Published {
+    fn new(digest: Digest, mode: u32, stat: &FileStat) -> Published {
+        Published { digest, mode, stamp: stat.stamp(), allocated_bytes: stat.allocated_bytes }
+    }
+}
+
+/// Gives a staged file its final mode and time, and returns its stat but for the mode.
+fn finish(file: &File, mode: u32, modified: Option<Timestamp>) -> io::Result<FileStat> {
     if let Some(modified) = modified {
         disk::set_modified(file, modified)?;
     }
@@ -369,7 +420,7 @@ fn finish(file: &File, mode: u32, modified: Option<Timestamp>) -> io::Result<Sta
     if stat.mode != mode {
         disk::set_mode(file, mode)?;
     }
-    Ok(stat.stamp())
+    Ok(stat)
 }
 
 fn check_unchanged(file: &File, before: &FileStat, path: &Path) -> Result<()> {

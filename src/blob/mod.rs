@@ -25,6 +25,7 @@ mod stamps;
 
 pub(crate) use ingest::{Batch, Source};
 pub(crate) use prove::{Proof, Rehash};
+pub(crate) use staging::Staged;
 pub(crate) use stamps::StampView;
 
 use crate::digest::Digest;
@@ -185,6 +186,31 @@ impl BlobStore {
         self.path.join(layout::QUARANTINE).join(name)
     }
 
+    /// What lies under a blob's name; `None` if there is nothing.
+    pub(crate) fn stat(&self, digest: &Digest, mode: u32) -> Result<Option<FileStat>> {
+        let shard = Shard::of_blob(digest.as_bytes(), mode);
+        self.blobs.stat(shard.name()).context("look at", || self.blob_path(digest, mode))
+    }
+
+    /// Forgets what is known of blobs that are about to be removed: an inode of the same number, time
+    /// and size may come after them, and is not what was proven.
+    pub(crate) fn forget(&self, blobs: &[(Digest, u32)]) {
+        self.stamps.forget(blobs);
+    }
+
+    /// Moves a blob out of the way, under a name that is free.
+    pub(crate) fn move_to(
+        &self,
+        digest: &Digest,
+        mode: u32,
+        folder: &Dir,
+        name: &OsStr,
+    ) -> Result<()> {
+        let shard = Shard::of_blob(digest.as_bytes(), mode);
+        let moved = self.blobs.rename(shard.name(), folder, name);
+        moved.context("move away", || self.blob_path(digest, mode))
+    }
+
     /// Removes a blob. For a caller that knows that nobody needs it, and holds the store's lock.
     pub(crate) fn remove(&self, digest: &Digest, mode: u32) -> Result<()> {
         let shard = Shard::of_blob(digest.as_bytes(), mode);
@@ -224,7 +250,24 @@ impl BlobStore {
         digest: &Digest,
         mode: u32,
     ) -> bool {
-        self.is_intact_by_slot(view, stat, digest, mode, self.stamps.get(view, digest, mode))
+        self.fitting_slot(view, stat, digest, mode).1
+    }
+
+    /// What is known of a blob, and whether that says that an inode is intact. What the view has read
+    /// may speak of an inode that was there before; then the table is asked again.
+    fn fitting_slot(
+        &self,
+        view: &StampView,
+        stat: &FileStat,
+        digest: &Digest,
+        mode: u32,
+    ) -> (Option<Slot>, bool) {
+        let slot = self.stamps.get(view, digest, mode);
+        if self.is_intact_by_slot(view, stat, digest, mode, slot) {
+            return (slot, true);
+        }
+        let slot = self.stamps.get_now(digest, mode);
+        (slot, self.is_intact_by_slot(view, stat, digest, mode, slot))
     }
 
     fn is_intact_by_slot(

@@ -67,8 +67,8 @@ impl BlobStore {
         let Some(stat) = self.blobs.stat(shard.name()).context("look at", path)? else {
             return Ok(Proof::Missing);
         };
-        let slot = self.stamps.get(view, digest, mode);
-        if level == VerifyLevel::Stamp && self.is_intact_by_slot(view, &stat, digest, mode, slot) {
+        let (slot, is_intact) = self.fitting_slot(view, &stat, digest, mode);
+        if level == VerifyLevel::Stamp && is_intact {
             return Ok(Proof::Intact(stat));
         }
         let damaged = |actual| {
@@ -124,7 +124,7 @@ impl BlobStore {
         let path = || self.blob_path(digest, mode);
         let shard = Shard::of_blob(digest.as_bytes(), mode);
         let mut fresh = self.staging().create_named(0o600)?;
-        let copied: io::Result<std::result::Result<FileStat, Digest>> = (|| {
+        let copied: io::Result<std::result::Result<Option<FileStat>, Digest>> = (|| {
             let actual = disk::copy_hashing(&blob.file, &mut fresh.file, &blob.stat, keep_going)?;
             if actual != *digest {
                 return Ok(Err(actual));
@@ -134,14 +134,16 @@ impl BlobStore {
             // What it replaces may be durable; this is rare enough to sync it every time.
             fresh.file.sync_all()?;
             let stat = disk::stat_file(&fresh.file)?;
-            fresh.replace(&self.blobs, shard.name())?;
-            Ok(Ok(stat))
+            // Where a sweep was faster, the name stays free.
+            let is_placed = fresh.exchange(&self.blobs, shard.name())?;
+            Ok(Ok(is_placed.then_some(stat)))
         })();
         match copied {
-            Ok(Ok(stat)) => {
+            Ok(Ok(Some(stat))) => {
                 self.note(*digest, mode, stat.stamp());
                 Ok(Proof::Intact(stat))
             }
+            Ok(Ok(None)) => Ok(Proof::Missing),
             Ok(Err(actual)) => {
                 self.quarantine(digest, mode, Some(blob.stat.inode))?;
                 Ok(Proof::Damaged { actual: Some(actual) })

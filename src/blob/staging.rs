@@ -127,6 +127,18 @@ impl Staged<'_> {
         self.staging.dir().map_err(io::Error::other)?.link(own, target, name)
     }
 
+    /// Gives a file that was made by [`Staging::create_named`] a name that is taken, and drops what
+    /// had it. Atomic. False if the name is free; it stays so, where the filesystem can do that.
+    pub(crate) fn exchange(&mut self, target: &Dir, name: &OsStr) -> io::Result<bool> {
+        let own = self.name.as_ref().ok_or(io::ErrorKind::InvalidInput)?;
+        match self.staging.dir().map_err(io::Error::other)?.exchange(own, target, name) {
+            // What was replaced has our own name now, and goes with us.
+            Ok(is_placed) => Ok(is_placed),
+            Err(error) if disk::is_unsupported(&error) => self.replace(target, name).map(|()| true),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Gives a file that was made by [`Staging::create_named`] a name, replacing what has it. Atomic.
     pub(crate) fn replace(&mut self, target: &Dir, name: &OsStr) -> io::Result<()> {
         let own = self.name.as_ref().ok_or(io::ErrorKind::InvalidInput)?;

@@ -129,6 +129,11 @@ impl StampTable {
             }
             // It may have been noted since.
         }
+        self.get_now(digest, mode)
+    }
+
+    /// As [`StampTable::get`], past what the view has read.
+    pub(super) fn get_now(&self, digest: &Digest, mode: u32) -> Option<Slot> {
         let table = self.read();
         let table = table.as_ref()?;
         let mut window = [0; WINDOW_BYTES];
@@ -155,6 +160,27 @@ impl StampTable {
             let buckets = crowded + crowded.div_ceil(4);
             if buckets > BUCKETS_MAX || !self.grow(buckets) {
                 return;
+            }
+        }
+    }
+
+    /// Forgets blobs. Best effort; what stays fits no other inode, but for one that looks the same.
+    pub(super) fn forget(&self, blobs: &[(Digest, u32)]) {
+        let table = self.read();
+        let Some(table) = table.as_ref() else { return };
+        let mut window = [0; WINDOW_BYTES];
+        for (digest, mode) in blobs {
+            let start = offset(table.home(digest));
+            if table.file.read_exact_at(&mut window, start).is_err() {
+                continue;
+            }
+            let tag = tag_of(digest, *mode);
+            for (number, slot) in slots(&window).enumerate() {
+                if slot[..10] == tag {
+                    // Windows are read whole, so a free slot in the middle of one hides nothing.
+                    let at = start + (number * SLOT_BYTES) as u64;
+                    let _ = table.file.write_all_at(&[0; SLOT_BYTES], at);
+                }
             }
         }
     }
@@ -449,6 +475,20 @@ mod tests {
         let mut twin = *noted.digest.as_bytes();
         twin[31] ^= 1;
         assert!(!vouches(&table, &Entry { digest: Digest::from_bytes(twin), ..noted }));
+    }
+
+    #[test]
+    fn what_is_forgotten_is_unknown_and_its_neighbours_are_not() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let table = open(folder.path(), 1);
+        let entries: Vec<Entry> = (0..1000).map(entry).collect();
+        table.put(&entries);
+        let gone: Vec<(Digest, u32)> =
+            entries.iter().step_by(3).map(|entry| (entry.digest, entry.mode)).collect();
+        table.forget(&gone);
+        for (number, entry) in entries.iter().enumerate() {
+            assert_eq!(vouches(&table, entry), number % 3 != 0, "{number}");
+        }
     }
 
     #[test]

@@ -5,6 +5,7 @@
     reason = "these comments are the help texts, which know no Markdown"
 )]
 
+use super::limits::{Age, Number, Size};
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use larder::{Durability, LinkMode, MtimeMode, VerifyLevel};
 use std::path::PathBuf;
@@ -27,6 +28,20 @@ pub(super) struct Global {
     /// What a power cut may cost: relaxed (the last minutes' entries) or durable (nothing) [env: LARDER_DURABILITY].
     #[arg(long, global = true, value_name = "LEVEL")]
     pub(super) durability: Option<Durability>,
+    /// How large the store may become, such as 20GiB, or none: by default a tenth of the
+    /// filesystem, at most 50 GiB [env: LARDER_MAX_SIZE].
+    #[arg(long, global = true, value_name = "SIZE")]
+    pub(super) max_size: Option<Size>,
+    /// How long an entry may stay unused, such as 30d, or none [default: none] [env: LARDER_MAX_AGE].
+    #[arg(long, global = true, value_name = "TIME")]
+    pub(super) max_age: Option<Age>,
+    /// How many files the store may have, or none [default: none] [env: LARDER_MAX_INODES].
+    #[arg(long, global = true, value_name = "N")]
+    pub(super) max_inodes: Option<Number>,
+    /// What to leave free on the filesystem, or none: by default a hundredth of it, at most 1 GiB
+    /// [env: LARDER_KEEP_FREE].
+    #[arg(long, global = true, value_name = "SIZE")]
+    pub(super) keep_free: Option<Size>,
     /// Print results as JSON.
     #[arg(long, global = true)]
     pub(super) json: bool,
@@ -56,6 +71,8 @@ pub(super) enum Command {
     Rm(Key),
     /// Say what is in the store, in bytes on disk.
     Stats,
+    /// Bring the store within its limits: evict what is worth least.
+    Gc(Gc),
     /// Rehash every blob, check every entry and the index.
     Verify(Verify),
     /// Try what this store, and this workspace's filesystem, can do.
@@ -174,6 +191,16 @@ pub(super) struct Restore {
     pub(super) workspace: PathBuf,
     #[command(flatten)]
     pub(super) links: Links,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(super) struct Gc {
+    /// Only say what would go.
+    #[arg(long)]
+    pub(super) dry_run: bool,
+    /// How long it may take, such as 10s.
+    #[arg(long, value_name = "TIME")]
+    pub(super) budget: Option<humantime::Duration>,
 }
 
 #[derive(Debug, ClapArgs)]

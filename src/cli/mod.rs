@@ -6,7 +6,9 @@
 mod args;
 mod check;
 mod destroy;
+mod gc;
 mod health;
+mod limits;
 mod logs;
 mod print;
 mod progress;
@@ -76,6 +78,7 @@ fn dispatch(args: &Args, printer: &Printer) -> Result<Status, Failure> {
         Command::Show(args) => show::main(global, args, printer),
         Command::Rm(args) => rm::main(global, args, printer),
         Command::Stats => stats::main(global, printer),
+        Command::Gc(args) => gc::main(global, args, printer),
         Command::Verify(args) => verify::main(global, args, printer),
         Command::Health(args) => health::main(global, args, printer),
         Command::Destroy => destroy::main(global, printer),
@@ -117,9 +120,9 @@ fn parse_key(key: &str) -> Result<TaskDigest, Failure> {
     Ok(TaskDigest::derive("", key)?)
 }
 
-/// What is left to do when the result is out: a barrier now and then.
+/// What is left to do when the result is out: evicting what is too much, a barrier now and then.
 fn maintain(cache: &Cache, printer: &Printer) {
     if let Err(error) = cache.maintain() {
-        printer.warn(&format!("the store could not be made durable: {}", print::chain(&error)));
+        printer.warn(&format!("the store could not be maintained: {}", print::chain(&error)));
     }
 }

@@ -3,7 +3,8 @@
 
 use super::Failure;
 use super::args::{Global, Links, Policy};
-use larder::{CacheOptions, Durability, RestoreOptions};
+use super::limits::Choice;
+use larder::{CacheOptions, Durability, Limits, RestoreOptions};
 use serde::Deserialize;
 use std::ffi::OsString;
 use std::fmt;
@@ -20,8 +21,15 @@ const STORE_FILE: &str = "settings.toml";
 #[derive(Debug)]
 pub(super) struct Settings {
     pub(super) store: PathBuf,
-    durability: Result<Durability, Failure>,
+    of_store: Result<OfStore, Failure>,
     workspace: WorkspaceFile,
+}
+
+/// What concerns the store as a whole.
+#[derive(Debug)]
+struct OfStore {
+    durability: Durability,
+    limits: Limits,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -39,6 +47,23 @@ struct WorkspaceFile {
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
 struct StoreFile {
     durability: Option<String>,
+    max_size: Option<String>,
+    max_age: Option<String>,
+    max_inodes: Option<String>,
+    keep_free: Option<String>,
+}
+
+impl OfStore {
+    fn choose(global: &Global, file: &StoreFile) -> Result<OfStore, Failure> {
+        let durability = choose(global.durability, "LARDER_DURABILITY", file.durability.as_deref());
+        let limits = Choice {
+            size: choose(global.max_size, "LARDER_MAX_SIZE", file.max_size.as_deref())?,
+            free: choose(global.keep_free, "LARDER_KEEP_FREE", file.keep_free.as_deref())?,
+            inodes: choose(global.max_inodes, "LARDER_MAX_INODES", file.max_inodes.as_deref())?,
+            age: choose(global.max_age, "LARDER_MAX_AGE", file.max_age.as_deref())?,
+        };
+        Ok(OfStore { durability: durability?.unwrap_or_default(), limits: limits.into() })
+    }
 }
 
 impl Settings {
@@ -53,18 +78,21 @@ impl Settings {
             Ok(_) => parse_file::<StoreFile>(&store.join(STORE_FILE)),
             Err(_) => Ok(StoreFile::default()),
         };
-        let durability = of_store.and_then(|of_store| {
-            let of_store = of_store.durability.as_deref();
-            Ok(choose(global.durability, "LARDER_DURABILITY", of_store)?.unwrap_or_default())
-        });
-        Ok(Settings { store, durability, workspace: file })
+        let of_store = of_store.and_then(|file| OfStore::choose(global, &file));
+        Ok(Settings { store, of_store, workspace: file })
     }
 
     pub(super) fn cache_options(&self) -> Result<CacheOptions, Failure> {
-        match &self.durability {
-            Ok(durability) => Ok(CacheOptions::default().with_durability(*durability)),
-            Err(failure) => Err(Failure::Usage(failure.to_string())),
-        }
+        let OfStore { durability, limits } = self.of_store()?;
+        Ok(CacheOptions::default().with_durability(*durability).with_limits(*limits))
+    }
+
+    pub(super) fn limits(&self) -> Result<Limits, Failure> {
+        Ok(self.of_store()?.limits)
+    }
+
+    fn of_store(&self) -> Result<&OfStore, Failure> {
+        self.of_store.as_ref().map_err(|failure| Failure::Usage(failure.to_string()))
     }
 
     pub(super) fn restore_options(&self, links: &Links) -> Result<RestoreOptions, Failure> {

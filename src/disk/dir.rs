@@ -8,7 +8,7 @@
 
 use super::capabilities::Capabilities;
 use super::listing::Listing;
-use super::stat::{FileKind, FileStat};
+use super::stat::{FileKind, FileStat, Timestamp};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, RenameFlags, ResolveFlags};
 use rustix::io::Errno;
 use std::ffi::{CStr, OsStr, OsString};
@@ -186,6 +186,12 @@ impl Dir {
         }
     }
 
+    /// Sets the access time of `name`, and nothing else.
+    pub(crate) fn set_accessed(&self, name: &OsStr, accessed: Timestamp) -> io::Result<()> {
+        let times = super::system::times(Some(accessed), None);
+        Ok(rustix::fs::utimensat(&self.fd, name, &times, AtFlags::SYMLINK_NOFOLLOW)?)
+    }
+
     /// What this directory itself is.
     pub(crate) fn stat_self(&self) -> io::Result<FileStat> {
         Ok(FileStat::from(&rustix::fs::fstat(&self.fd)?))
@@ -200,6 +206,31 @@ impl Dir {
     pub(crate) fn rename(&self, name: &OsStr, target: &Dir, target_name: &OsStr) -> io::Result<()> {
         rustix::fs::renameat(&self.fd, name, &target.fd, target_name)?;
         Ok(())
+    }
+
+    /// Puts `name` in the place of `target_name` in `target`, which must exist, and what was there in
+    /// the place of `name`. Atomic (renameat2(2), `RENAME_EXCHANGE`). False if there is no such
+    /// target.
+    ///
+    /// # Errors
+    /// One that [`super::is_unsupported`] recognises where that is not to be had.
+    pub(crate) fn exchange(
+        &self,
+        name: &OsStr,
+        target: &Dir,
+        target_name: &OsStr,
+    ) -> io::Result<bool> {
+        match rustix::fs::renameat_with(
+            &self.fd,
+            name,
+            &target.fd,
+            target_name,
+            RenameFlags::EXCHANGE,
+        ) {
+            Ok(()) => Ok(true),
+            Err(Errno::NOENT) => Ok(false),
+            Err(errno) => Err(errno.into()),
+        }
     }
 
     /// Renames `name` to `target_name` in `target` if that name is free. Atomic; in the fallback

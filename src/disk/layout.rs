@@ -8,7 +8,12 @@
 //!   identity.lock         flock: while identity is replaced
 //!   lock                  flock: shared while publishing, exclusive to repair or remove
 //!   in-use                flock: shared while the store is open, exclusive to remove
-//!   pins                  flock: shared while outputs that a restore returned are held
+//!   gate                  flock: whoever waits for `lock` waits here, one at a time
+//!   evict.lock            flock: held by the one process that may remove blobs
+//!   tally                 what entries and blobs take, and how often blobs were swept; can be lost
+//!   marking               which blobs were committed since a collector began to look; its own
+//!   condemned/            large blobs that were swept, until their blocks are given back
+//!   holds/<hex>           flocked while outputs that a restore returned are held: their blobs
 //!   barrier.lock          flock: while the filesystem is synced
 //!   index.redb            task digest -> stamp of its manifest; can be lost
 //!   settings.toml         written by people: options of the store as a whole
@@ -39,7 +44,10 @@ pub(crate) const IDENTITY_LOCK: &str = "identity.lock";
 pub(crate) const BARRIER_LOCK: &str = "barrier.lock";
 pub(crate) const LOCK: &str = "lock";
 pub(crate) const IN_USE: &str = "in-use";
-pub(crate) const PINS: &str = "pins";
+pub(crate) const GATE: &str = "gate";
+pub(crate) const EVICT_LOCK: &str = "evict.lock";
+pub(crate) const TALLY: &str = "tally";
+pub(crate) const MARKING: &str = "marking";
 pub(crate) const INDEX: &str = "index.redb";
 pub(crate) const INDEX_LOCK: &str = "index.lock";
 pub(crate) const INDEX_SEAL: &str = "index.seal";
@@ -51,9 +59,12 @@ pub(crate) const STAGING: &str = "staging";
 pub(crate) const LEASES: &str = "leases";
 pub(crate) const LEDGERS: &str = "ledgers";
 pub(crate) const QUARANTINE: &str = "quarantine";
+pub(crate) const CONDEMNED: &str = "condemned";
+pub(crate) const HOLDS: &str = "holds";
 
 /// The folders of a store, in the order in which they are made.
-pub(crate) const FOLDERS: [&str; 6] = [BLOBS, MANIFESTS, STAGING, LEASES, LEDGERS, QUARANTINE];
+pub(crate) const FOLDERS: [&str; 8] =
+    [BLOBS, MANIFESTS, STAGING, LEASES, LEDGERS, QUARANTINE, CONDEMNED, HOLDS];
 
 /// How every file that we put into a workspace for the time of a restore is named.
 pub(crate) const RESTORE_PREFIX: &str = ".larder-restore-";
@@ -61,7 +72,7 @@ pub(crate) const RESTORE_PREFIX: &str = ".larder-restore-";
 /// Whether a name in the root of a store is one that we write. Replaced files have a random suffix
 /// while they are made.
 pub(crate) fn is_ours(name: &str) -> bool {
-    const FILES: [&str; 13] = [
+    const FILES: [&str; 16] = [
         FORMAT,
         CACHEDIR_TAG,
         IDENTITY,
@@ -69,7 +80,10 @@ pub(crate) fn is_ours(name: &str) -> bool {
         BARRIER_LOCK,
         LOCK,
         IN_USE,
-        PINS,
+        GATE,
+        EVICT_LOCK,
+        TALLY,
+        MARKING,
         INDEX,
         INDEX_LOCK,
         INDEX_SEAL,

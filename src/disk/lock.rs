@@ -9,6 +9,11 @@ use std::fs::File;
 use std::io;
 use std::time::Duration;
 
+/// How long one who waits for a lock that is held for as long as an operation takes may be late.
+pub(crate) const PATIENT: Duration = Duration::from_millis(20);
+/// As [`PATIENT`], for a lock that is held for microseconds or a few milliseconds.
+pub(crate) const EAGER: Duration = Duration::from_millis(1);
+
 /// How a lock is held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum LockMode {
@@ -20,43 +25,56 @@ pub(crate) enum LockMode {
 #[derive(Debug)]
 #[must_use = "the lock is released when this is dropped"]
 pub(crate) struct Lock {
-    _file: File,
+    file: File,
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // Closing alone would not do: a child of another thread has the same open file until its exec.
+        let _ = FileExt::unlock(&self.file);
+    }
 }
 
 impl Lock {
     /// Takes the lock if nobody holds it against us; `None` if somebody does.
     pub(crate) fn try_acquire(file: File, mode: LockMode) -> io::Result<Option<Lock>> {
+        Ok(Lock::try_or_return(file, mode)?.ok())
+    }
+
+    /// Waits for the lock, asking `is_cancelled` between tries. `None` if cancelled.
+    ///
+    /// Takes the file so that nobody else uses it. Polls with growing pauses, from 1 ms to
+    /// `pause_max`, instead of sleeping in the kernel, since a thread that sleeps in flock(2) cannot
+    /// be told that nobody wants its result any more.
+    pub(crate) fn acquire(
+        mut file: File,
+        mode: LockMode,
+        pause_max: Duration,
+        is_cancelled: &dyn Fn() -> bool,
+    ) -> io::Result<Option<Lock>> {
+        let mut pause = Duration::from_millis(1);
+        loop {
+            file = match Lock::try_or_return(file, mode)? {
+                Ok(lock) => return Ok(Some(lock)),
+                Err(file) => file,
+            };
+            if is_cancelled() {
+                return Ok(None);
+            }
+            std::thread::sleep(pause);
+            pause = (pause * 2).min(pause_max);
+        }
+    }
+
+    fn try_or_return(file: File, mode: LockMode) -> io::Result<Result<Lock, File>> {
         let taken = match mode {
             LockMode::Shared => FileExt::try_lock_shared(&file),
             LockMode::Exclusive => FileExt::try_lock(&file),
         };
         match taken {
-            Ok(()) => Ok(Some(Lock { _file: file })),
-            Err(TryLockError::WouldBlock) => Ok(None),
+            Ok(()) => Ok(Ok(Lock { file })),
+            Err(TryLockError::WouldBlock) => Ok(Err(file)),
             Err(TryLockError::Error(error)) => Err(error),
-        }
-    }
-
-    /// Waits for the lock, asking `is_cancelled` between tries. `None` if cancelled.
-    ///
-    /// Takes the file so that nobody else uses it. Polls with growing pauses of 1 to 20 ms instead of sleeping in the kernel, since a thread
-    /// that sleeps in flock(2) cannot be told that nobody wants its result any more.
-    #[expect(clippy::needless_pass_by_value, reason = "the lock belongs to this open file")]
-    pub(crate) fn acquire(
-        file: File,
-        mode: LockMode,
-        is_cancelled: &dyn Fn() -> bool,
-    ) -> io::Result<Option<Lock>> {
-        let mut pause = Duration::from_millis(1);
-        loop {
-            if let Some(lock) = Lock::try_acquire(file.try_clone()?, mode)? {
-                return Ok(Some(lock));
-            }
-            if is_cancelled() {
-                return Ok(None);
-            }
-            std::thread::sleep(pause);
-            pause = (pause * 2).min(Duration::from_millis(20));
         }
     }
 }

@@ -31,13 +31,14 @@ pub(crate) use copy::{clone_contents, copy_hashing, read_exactly};
 pub(crate) use dir::{Dir, Placed};
 pub(crate) use hash::{BUFFER_BYTES, hash_contents};
 pub(crate) use listing::Listing;
-pub(crate) use lock::{Lock, LockMode};
+pub(crate) use lock::{EAGER, Lock, LockMode, PATIENT};
 pub(crate) use map::copy_to_staged;
 pub use stat::Timestamp;
 pub(crate) use stat::{FileKind, FileStat, Stamp};
 pub(crate) use system::{
-    boot_id, canonical, effective_user, exists, filesystem_name, make_all, now, random_bytes,
-    random_name, set_mode, set_modified, stat_file, sync_filesystem,
+    Space, boot_id, canonical, effective_user, exists, filesystem_name, make_all, now,
+    random_bytes, random_name, set_mode, set_modified, set_times, space, stat_file,
+    sync_filesystem,
 };
 
 use std::io;

@@ -20,14 +20,42 @@ pub(crate) fn set_mode(file: &File, mode: u32) -> io::Result<()> {
 
 /// Sets the modification time of an open file; leaves the access time alone.
 pub(crate) fn set_modified(file: &File, modified: Timestamp) -> io::Result<()> {
-    let times = Timestamps {
-        last_access: Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_OMIT },
-        last_modification: Timespec {
-            tv_sec: modified.seconds,
-            tv_nsec: modified.nanoseconds.into(),
-        },
+    Ok(rustix::fs::futimens(file, &times(None, Some(modified)))?)
+}
+
+/// Sets both times of an open file.
+pub(crate) fn set_times(file: &File, accessed: Timestamp, modified: Timestamp) -> io::Result<()> {
+    Ok(rustix::fs::futimens(file, &times(Some(accessed), Some(modified)))?)
+}
+
+/// The argument of utimensat(2); a time that is not given stays as it is.
+pub(super) fn times(accessed: Option<Timestamp>, modified: Option<Timestamp>) -> Timestamps {
+    let time = |time: Option<Timestamp>| match time {
+        Some(time) => Timespec { tv_sec: time.seconds, tv_nsec: time.nanoseconds.into() },
+        None => Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_OMIT },
     };
-    Ok(rustix::fs::futimens(file, &times)?)
+    Timestamps { last_access: time(accessed), last_modification: time(modified) }
+}
+
+/// How much room a filesystem has (statvfs(3)).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Space {
+    pub(crate) total_bytes: u64,
+    /// Of those, what an ordinary user may still take.
+    pub(crate) free_bytes: u64,
+    /// What an ordinary user may still make of files; `None` where they are not counted.
+    pub(crate) free_inodes: Option<u64>,
+}
+
+/// The room of the filesystem below `handle`.
+pub(crate) fn space(handle: impl AsFd) -> io::Result<Space> {
+    let found = rustix::fs::fstatvfs(handle)?;
+    let bytes = |blocks: u64| blocks.saturating_mul(found.f_frsize);
+    Ok(Space {
+        total_bytes: bytes(found.f_blocks),
+        free_bytes: bytes(found.f_bavail),
+        free_inodes: (found.f_files > 0).then_some(found.f_favail),
+    })
 }
 
 /// Writes everything that the filesystem below `handle` has not written yet, contents and names,

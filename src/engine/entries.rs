@@ -5,7 +5,11 @@
 //! - A manifest that does not decode is quarantined, and its task is a miss.
 
 use super::Cache;
-use crate::disk::{self, Dir, FileStat, Stamp, layout, layout::Shard};
+use super::tally::Totals;
+use super::uses::LastUse;
+use crate::blob::Staged;
+use crate::cancel::Cancel;
+use crate::disk::{self, Dir, FileStat, LockMode, Stamp, layout, layout::Shard};
 use crate::error::{Context, Error, Result};
 use crate::index::{Change, Row};
 use crate::key::TaskDigest;
@@ -17,6 +21,13 @@ use std::path::PathBuf;
 
 /// A manifest of more bytes than this is neither written nor read: some three million outputs.
 const MANIFEST_BYTES_MAX: u64 = 256 << 20;
+
+/// A manifest that is written and has no name yet.
+#[derive(Debug)]
+pub(super) struct StagedManifest<'a> {
+    staged: Staged<'a>,
+    stat: FileStat,
+}
 
 /// What a lookup tells of an entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,6 +53,7 @@ impl Cache {
             }
             return Ok(None);
         };
+        self.inner.uses.note(task, false);
         if let Some(row) = row.filter(|row| row.manifest == stat.stamp()) {
             return Ok(Some(Hit { duration_ms: row.duration_ms, exit_code: row.exit_code }));
         }
@@ -66,20 +78,38 @@ impl Cache {
     /// # Errors
     /// If the manifest cannot be removed.
     pub fn remove(&self, task: &TaskDigest) -> Result<bool> {
-        let shard = Shard::of_manifest(task.as_bytes());
-        let path = || self.manifest_path(task);
-        let is_removed = self.inner.manifests.unlink(shard.name()).context("remove", path)?;
-        if is_removed {
-            if self.inner.options.durability == Durability::Durable {
-                self.sync_folder(&shard).context("sync the folder of", path)?;
-            }
-            self.inner.index.note(Change::Remove(*task));
+        let Some(stat) = self.stat_manifest(task)? else { return Ok(false) };
+        if !self.unlink_manifest(task)? {
+            return Ok(false);
         }
-        Ok(is_removed)
+        let gone = totals_of(&stat);
+        self.inner.tally.change(|reading| reading.totals.subtract(&gone));
+        self.follow_removal(task)?;
+        Ok(true)
     }
 
-    /// Publishes the manifest of an entry whose blobs are in place, and commits its row.
-    pub(super) fn publish_manifest(&self, task: &TaskDigest, manifest: &Manifest) -> Result<()> {
+    /// Removes a manifest and nothing else; false if there was none.
+    pub(super) fn unlink_manifest(&self, task: &TaskDigest) -> Result<bool> {
+        let shard = Shard::of_manifest(task.as_bytes());
+        self.inner.manifests.unlink(shard.name()).context("remove", || self.manifest_path(task))
+    }
+
+    fn follow_removal(&self, task: &TaskDigest) -> Result<()> {
+        if self.inner.options.durability == Durability::Durable {
+            let shard = Shard::of_manifest(task.as_bytes());
+            let path = || self.manifest_path(task);
+            self.sync_folder(&shard).context("sync the folder of", path)?;
+        }
+        self.inner.index.note(Change::Remove(*task));
+        Ok(())
+    }
+
+    /// Stages the manifest of an entry, on disk if the store is durable.
+    pub(super) fn stage_manifest(
+        &self,
+        task: &TaskDigest,
+        manifest: &Manifest,
+    ) -> Result<StagedManifest<'_>> {
         let bytes = manifest.encode(task);
         if bytes.len() as u64 > MANIFEST_BYTES_MAX {
             return Err(Error::InvalidOutput {
@@ -94,52 +124,80 @@ impl Cache {
         let stat = (|| {
             staged.file.write_all(&bytes)?;
             // A time of full precision, so that no two manifests of a task have the same stamp.
-            disk::set_modified(&staged.file, disk::now())?;
+            let now = disk::now();
+            disk::set_times(&staged.file, LastUse::never(now), now)?;
             if is_durable {
                 staged.file.sync_all()?;
             }
             disk::stat_file(&staged.file)
         })();
         let stat = stat.context("stage", path)?;
+        Ok(StagedManifest { staged, stat })
+    }
+
+    /// Publishes the manifest of an entry whose blobs are in place, in a section. Returns what that
+    /// adds to the store.
+    pub(super) fn publish_manifest(
+        &self,
+        task: &TaskDigest,
+        staged: &mut StagedManifest<'_>,
+    ) -> Result<()> {
+        let path = || self.manifest_path(task);
         // The last moment to notice that all this went into a store that is gone.
         if !self.inner.identity.is_in_place() {
             return Err(self.replaced());
         }
         let shard = Shard::of_manifest(task.as_bytes());
         let manifests = &self.inner.manifests;
-        let renamed = match staged.replace(manifests, shard.name()) {
+        let replaced = self.stat_manifest(task)?;
+        let file = &mut staged.staged;
+        let renamed = match file.replace(manifests, shard.name()) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => manifests
                 .make_child(shard.folder(), 0o700)
-                .and_then(|_| staged.replace(manifests, shard.name())),
+                .and_then(|_| file.replace(manifests, shard.name())),
             renamed => renamed,
         };
         renamed.context("publish", path)?;
-        if is_durable {
-            let synced = self.sync_folder(&shard).and_then(|()| manifests.sync());
-            if synced.is_err() {
-                // Not durable, so not stored. Best effort on a disk that fails already.
-                let _ = manifests.unlink(shard.name());
+        self.inner.tally.change(|reading| {
+            reading.totals.add(&totals_of(&staged.stat));
+            if let Some(replaced) = &replaced {
+                reading.totals.subtract(&totals_of(replaced));
             }
-            synced.context("sync the folder of", path)?;
-        }
-        self.inner.index.note(Change::Put(*task, row_of(manifest, &stat)));
+        });
         Ok(())
     }
 
-    pub(super) fn has_manifest(&self, task: &TaskDigest) -> Result<bool> {
-        Ok(self.stat_manifest(task)?.is_some())
+    /// What follows the publication of a manifest: a durable store syncs its name, the index gets a
+    /// row.
+    pub(super) fn follow_publication(
+        &self,
+        task: &TaskDigest,
+        manifest: &Manifest,
+        staged: &StagedManifest<'_>,
+    ) -> Result<()> {
+        if self.inner.options.durability == Durability::Durable {
+            let shard = Shard::of_manifest(task.as_bytes());
+            let synced = self.sync_folder(&shard).and_then(|()| self.inner.manifests.sync());
+            if synced.is_err() {
+                // Not durable, so not stored. Best effort on a disk that fails already.
+                let _ = self.remove_if_unchanged(task, staged.stat.stamp());
+            }
+            synced.context("sync the folder of", || self.manifest_path(task))?;
+        }
+        self.inner.index.note(Change::Put(*task, row_of(manifest, &staged.stat)));
+        Ok(())
     }
 
     fn sync_folder(&self, shard: &Shard) -> io::Result<()> {
         self.inner.manifests.open_child(shard.folder())?.sync()
     }
 
-    /// Removes the entry of `task` if it is still the one whose manifest had this stamp.
-    pub(super) fn remove_if_unchanged(&self, task: &TaskDigest, stamp: Stamp) -> Result<()> {
-        if self.is_manifest(task, stamp)? {
-            self.remove(task)?;
-        }
-        Ok(())
+    /// Removes the entry of `task` if it is still the one whose manifest had this stamp. False if it
+    /// was gone, or another one.
+    pub(super) fn remove_if_unchanged(&self, task: &TaskDigest, stamp: Stamp) -> Result<bool> {
+        // Nobody publishes another one between the look and the removal.
+        let _section = self.enter(LockMode::Exclusive, &Cancel::new())?;
+        Ok(self.is_manifest(task, stamp)? && self.remove(task)?)
     }
 
     /// Whether the manifest of `task` is still the one that had this stamp.
@@ -237,6 +295,11 @@ fn is_no_manifest(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::InvalidInput
         || disk::is_unreadable(error)
         || disk::is_not_a_directory(error)
+}
+
+/// What an entry's manifest takes.
+fn totals_of(stat: &FileStat) -> Totals {
+    Totals { entries: 1, manifest_bytes: stat.allocated_bytes, ..Totals::default() }
 }
 
 pub(super) fn row_of(manifest: &Manifest, stat: &FileStat) -> Row {

@@ -65,7 +65,7 @@ impl Cache {
 
     /// Writes and removes a file, under the lock that a store takes.
     fn canary(&self) -> Result<()> {
-        let _lock = self.lock(LockMode::Shared, &Cancel::new())?;
+        let _section = self.enter(LockMode::Shared, &Cancel::new())?;
         let staging = self.inner.blobs.staging();
         let mut staged = staging.create_named(0o600)?;
         staged.file.write_all(b"canary").context("write", || staging.path())

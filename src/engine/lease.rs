@@ -72,8 +72,8 @@ impl Cache {
                     }
                     Err(error) => return Err(error).context("lock", path),
                 };
-                let lock =
-                    Lock::acquire(file, mode, &|| cancel.is_cancelled()).context("lock", path)?;
+                let lock = Lock::acquire(file, mode, disk::PATIENT, &|| cancel.is_cancelled())
+                    .context("lock", path)?;
                 let Some(lock) = lock else {
                     return Err(Error::Cancelled);
                 };
@@ -93,7 +93,8 @@ impl Cache {
         let path = || self.inner.path.join(layout::LEASES);
         let again = self.inner.root.open_child(layout::LEASES.as_ref()).context("open", path)?;
         let file = again.as_file().context("open", path)?;
-        let lock = Lock::acquire(file, LockMode::Exclusive, &|| cancel.is_cancelled());
+        let lock =
+            Lock::acquire(file, LockMode::Exclusive, disk::PATIENT, &|| cancel.is_cancelled());
         lock.context("lock", path)?.ok_or(Error::Cancelled)
     }
 
@@ -111,21 +112,6 @@ impl Cache {
             }
         }
         Ok(())
-    }
-
-    /// A lock that says: outputs of this store are held by somebody, who may read their blobs.
-    pub(super) fn pin(&self) -> Option<Lock> {
-        let (file, _) = self.inner.root.open_or_create(layout::PINS.as_ref(), 0o600).ok()?;
-        // Waits for a repair that is under way.
-        Lock::acquire(file, LockMode::Shared, &|| false).ok()?
-    }
-
-    /// The same lock for whoever wants to remove blobs; `None` if somebody holds outputs.
-    pub(super) fn try_lock_pins(&self) -> Result<Option<Lock>> {
-        let path = || self.inner.path.join(layout::PINS);
-        let (file, _) =
-            self.inner.root.open_or_create(layout::PINS.as_ref(), 0o600).context("lock", path)?;
-        Lock::try_acquire(file, LockMode::Exclusive).context("lock", path)
     }
 }
 

@@ -3,7 +3,7 @@
 use super::Cache;
 use super::output::LogPiece;
 use crate::digest::Digest;
-use crate::disk;
+use crate::disk::{self, Stamp};
 use crate::error::{Context, Error, Result};
 use crate::key::TaskDigest;
 use crate::manifest::{BlobRef, LogStream, Manifest, PRIVATE_BLOB_MODE};
@@ -42,18 +42,26 @@ impl Cache {
     /// # Errors
     /// [`Error::Damaged`] if a log's blob is missing or damaged; the entry is dropped then.
     pub fn logs(&self, task: &TaskDigest) -> Result<Option<TaskLogs>> {
-        let Some((manifest, _)) = self.read_manifest(task)? else {
-            return Ok(None);
-        };
-        let read = |stream: &LogStream| match stream {
-            LogStream::Inline(bytes) => Ok(bytes.to_vec()),
-            LogStream::Blob(blob) => self.read_private(task, blob),
-        };
-        Ok(Some(TaskLogs {
-            stdout: read(&manifest.logs.stdout)?,
-            stderr: read(&manifest.logs.stderr)?,
-            order: decode_order(&manifest.logs.order),
-        }))
+        /// So often an entry must be replaced, or evicted, under a reader before it gives up.
+        const ROUNDS_MAX: usize = 4;
+        for _ in 0..ROUNDS_MAX {
+            let Some((manifest, stat)) = self.read_manifest(task)? else {
+                return Ok(None);
+            };
+            let read = |stream: &LogStream| match stream {
+                LogStream::Inline(bytes) => Ok(bytes.to_vec()),
+                LogStream::Blob(blob) => self.read_private(blob),
+            };
+            match (read(&manifest.logs.stdout), read(&manifest.logs.stderr)) {
+                (Ok(stdout), Ok(stderr)) => {
+                    self.inner.uses.note(task, true);
+                    let order = decode_order(&manifest.logs.order);
+                    return Ok(Some(TaskLogs { stdout, stderr, order }));
+                }
+                (Err(error), _) | (_, Err(error)) => self.judge_loss(task, stat.stamp(), error)?,
+            }
+        }
+        Ok(None)
     }
 
     /// The description of what the key of `task` was made of; `None` if there is none.
@@ -61,25 +69,45 @@ impl Cache {
     /// # Errors
     /// As for [`Cache::logs`].
     pub fn key_parts(&self, task: &TaskDigest, manifest: &Manifest) -> Result<Option<Vec<u8>>> {
-        manifest.key_parts.map(|blob| self.read_private(task, &blob)).transpose()
+        let Some(blob) = &manifest.key_parts else { return Ok(None) };
+        match self.read_private(blob) {
+            Ok(parts) => Ok(Some(parts)),
+            Err(error) => {
+                if let Some((now, stat)) = self.read_manifest(task)?
+                    && now == *manifest
+                {
+                    self.judge_loss(task, stat.stamp(), error)?;
+                }
+                Ok(None)
+            }
+        }
     }
 
-    fn read_private(&self, task: &TaskDigest, wanted: &BlobRef) -> Result<Vec<u8>> {
+    fn read_private(&self, wanted: &BlobRef) -> Result<Vec<u8>> {
         let mut bytes = Vec::new();
         let blob = self.inner.blobs.open_blob(&wanted.digest, PRIVATE_BLOB_MODE)?;
         let path = || self.inner.blobs.blob_path(&wanted.digest, PRIVATE_BLOB_MODE);
-        if let Some(blob) = blob.filter(|blob| blob.stat.size_bytes == wanted.size_bytes) {
+        let damaged = |actual| Error::Damaged { path: path(), expected: wanted.digest, actual };
+        let Some(blob) = blob else { return Err(damaged(None)) };
+        if blob.stat.size_bytes == wanted.size_bytes {
             let read = disk::read_exactly(&blob.file, wanted.size_bytes as usize, &mut bytes);
             read.context("read", path)?;
-            let actual = Digest::of(&bytes);
-            if actual == wanted.digest {
+            if Digest::of(&bytes) == wanted.digest {
                 return Ok(bytes);
             }
         }
-        self.inner.blobs.quarantine(&wanted.digest, PRIVATE_BLOB_MODE, None)?;
-        self.remove(task)?;
-        let actual = (!bytes.is_empty()).then(|| Digest::of(&bytes));
-        Err(Error::Damaged { path: path(), expected: wanted.digest, actual })
+        let judged = Some(blob.stat.inode);
+        self.inner.blobs.quarantine(&wanted.digest, PRIVATE_BLOB_MODE, judged)?;
+        Err(damaged((!bytes.is_empty()).then(|| Digest::of(&bytes))))
+    }
+
+    /// A blob that is gone with its entry was evicted, and that is no error. Else it is damage, and
+    /// the entry goes, too.
+    fn judge_loss(&self, task: &TaskDigest, stamp: Stamp, error: Error) -> Result<()> {
+        if !matches!(error, Error::Damaged { .. }) || self.remove_if_unchanged(task, stamp)? {
+            return Err(error);
+        }
+        Ok(())
     }
 }
 

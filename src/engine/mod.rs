@@ -8,12 +8,13 @@
 //! 1. `in-use`, shared, from open to drop; exclusive only in `destroy`, which never waits for it.
 //! 2. `leases/<place>`: the roots of a workspace, in the order of their paths; exclusive to
 //!    restore, shared to store; shared on everything above a root.
-//! 3. `lock`: shared from the first look for a blob to the commit of a store; exclusive in a
-//!    repair.
-//! 4. `barrier.lock`, then `identity.lock`, then the identity's mutex; the index's own locks, then
+//! 3. `evict.lock`: one collector, or repair, at a time. Never waited for by one who has the next.
+//! 4. `gate`, then `lock`: shared while a store commits, exclusive while something is removed; for
+//!    milliseconds (`section`). Then the tally's own lock, and that of `marking`.
+//! 5. `barrier.lock`, then `identity.lock`, then the identity's mutex; the index's own locks, then
 //!    redb's; the other mutexes of the modules below: each held for one sync, one file's
 //!    replacement, one commit, one field. Between these groups none is held while one of another
-//!    group is taken. `pins` is tried by a repair, and waited for by whoever restores meanwhile.
+//!    group is taken.
 //!
 //! Staging needs no lock: each process has a directory of its own there. Locks are flocks on
 //! close-on-exec descriptors; the kernel releases them however their holder ends.
@@ -22,21 +23,30 @@ mod capture;
 mod clean;
 mod destroy;
 mod entries;
+mod evict;
 mod health;
+mod hold;
 mod inputs;
 mod lease;
 mod ledgers;
 mod logs;
+mod mark;
 mod output;
 mod restore;
 mod scrub;
+mod section;
 mod shares;
 mod stats;
 mod store;
+mod sweep;
+mod tally;
+mod uses;
+mod value;
 
 pub use clean::remove_outputs;
 pub use destroy::destroy;
 pub use entries::Hit;
+pub use evict::{EvictOptions, Evicted, Usage};
 pub use health::{Health, LinkSupport};
 pub use inputs::InputContent;
 pub use logs::TaskLogs;
@@ -50,7 +60,6 @@ pub use stats::Stats;
 pub use store::Stored;
 
 use crate::blob::BlobStore;
-use crate::cancel::Cancel;
 use crate::disk::{self, Dir, FileKind, Lock, LockMode, layout};
 use crate::error::{Context, Error, Result};
 use crate::identity::{self, Identity};
@@ -62,6 +71,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use tally::Tally;
+use uses::Uses;
 
 /// One open store. Cheap to clone; clones share everything. Any number of processes may have the
 /// same store open.
@@ -104,10 +115,21 @@ struct Inner {
     leases: Dir,
     /// `None` in a store that we may only read and that never had any.
     ledgers: Option<Ledgers>,
+    condemned: Dir,
+    holds: Dir,
+    tally: Tally,
+    uses: Uses,
     index: Index,
     /// Whether something was stored that no barrier has covered yet.
     has_unsynced: AtomicBool,
-    _in_use: Option<Lock>,
+    /// `None` in a store that we may only read.
+    in_use: Option<Lock>,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.flush_uses();
+    }
 }
 
 impl Cache {
@@ -154,6 +176,8 @@ impl Cache {
             Index::new(again()?, again()?, &path, identity.row_key(), options.index_cache_bytes);
         let (manifests, leases) = (folder(layout::MANIFESTS)?, folder(layout::LEASES)?);
         let ledgers = folder(layout::LEDGERS).ok().map(|folder| Ledgers::new(folder, &identity));
+        let tally = Tally::new(again()?, &identity);
+        let (condemned, holds) = (folder(layout::CONDEMNED)?, folder(layout::HOLDS)?);
         let inner = Inner {
             path,
             root,
@@ -163,11 +187,17 @@ impl Cache {
             manifests,
             leases,
             ledgers,
+            condemned,
+            holds,
+            tally,
+            uses: Uses::default(),
             index,
             has_unsynced: AtomicBool::new(false),
-            _in_use: in_use,
+            in_use,
         };
-        Ok(Cache { inner: Arc::new(inner) })
+        let cache = Cache { inner: Arc::new(inner) };
+        cache.prepare_sweeps();
+        Ok(cache)
     }
 
     /// Where the store lies.
@@ -180,13 +210,14 @@ impl Cache {
         self.inner.identity.secret_key()
     }
 
-    /// Does what is better done off the critical path: commits waiting index rows, writes ledgers and, at most
-    /// every five minutes, makes durable what was stored meanwhile (one syncfs). Call it when
-    /// nobody waits, for instance before a process ends. Blocking, up to seconds.
+    /// Does what is better done off the critical path: commits waiting index rows, writes ledgers and
+    /// what was used, brings the store within its limits, and, at most every five minutes, makes
+    /// durable what was stored meanwhile (one syncfs). Call it when nobody waits, for instance before
+    /// a process ends. Blocking, up to seconds.
     ///
     /// # Errors
-    /// If the sync fails. Nothing is lost; what is not known to be durable is rehashed after a
-    /// reboot.
+    /// If the sync fails, or something cannot be evicted. Nothing is lost; what is not known to be
+    /// durable is rehashed after a reboot.
     pub fn maintain(&self) -> Result<()> {
         /// How much rehashing a power cut may cost at most, in time of work.
         const BARRIER_SECONDS: i64 = 300;
@@ -194,6 +225,8 @@ impl Cache {
         if let Some(ledgers) = &self.inner.ledgers {
             ledgers.flush();
         }
+        let used = self.inner.flush_uses();
+        self.enforce_limits(used)?;
         let age = disk::now().seconds.saturating_sub(self.inner.identity.barrier_at().seconds);
         // A clock that was set back makes the age negative; then it is time, too.
         let is_time = !(0..BARRIER_SECONDS).contains(&age);
@@ -204,26 +237,8 @@ impl Cache {
         Ok(())
     }
 
-    /// Takes the store's lock. Waits; `None` on a store that we may only read.
-    fn lock(&self, mode: LockMode, cancel: &Cancel) -> Result<Option<Lock>> {
-        let path = || self.inner.path.join(layout::LOCK);
-        let file = match self.inner.root.open_or_create(layout::LOCK.as_ref(), 0o600) {
-            Ok((file, _)) => file,
-            Err(error) if is_read_only(&error) && mode == LockMode::Shared => return Ok(None),
-            Err(error) => return Err(self.explain(error, "open", path())),
-        };
-        match Lock::acquire(file, mode, &|| cancel.is_cancelled()).context("lock", path)? {
-            Some(lock) => Ok(Some(lock)),
-            None => Err(Error::Cancelled),
-        }
-    }
-
-    /// Takes the store's lock if nobody holds it against us.
-    fn try_lock(&self, mode: LockMode) -> Result<Option<Lock>> {
-        let path = || self.inner.path.join(layout::LOCK);
-        let opened = self.inner.root.open_or_create(layout::LOCK.as_ref(), 0o600);
-        let (file, _) = opened.context("open", path)?;
-        Lock::try_acquire(file, mode).context("lock", path)
+    fn may_write(&self) -> bool {
+        self.inner.in_use.is_some()
     }
 
     /// Says that the store was removed or replaced under us, where that is the reason.

@@ -3,9 +3,10 @@
 //! Contents need not sit in memory: an output can be bytes, a file that is read when it is stored,
 //! or a blob that is read when it is asked for.
 
+use super::hold::Hold;
 use super::{Cache, Inner};
 use crate::digest::Digest;
-use crate::disk::{self, Capabilities, Dir, FileStat, Lock, Timestamp};
+use crate::disk::{self, Capabilities, Dir, FileStat, Timestamp};
 use crate::error::{Context, Error, Result};
 use crate::manifest::{Manifest, Node, NodeKind, Root, blob_mode};
 use serde::{Deserialize, Serialize};
@@ -257,13 +258,13 @@ fn open_alone(path: &Path, capabilities: Capabilities) -> io::Result<(File, File
     Dir::open(parent, capabilities)?.open_regular(name)
 }
 
-/// A blob in an open store. Read on demand; pinned while it is held, across processes: a store that
-/// is open is not destroyed, and no repair removes a blob while outputs are held.
+/// A blob in an open store. Read on demand; held as long as this lives, across processes: a store that
+/// is open is not destroyed, and nobody removes a blob that is held, whatever becomes of its entry.
 #[derive(Clone)]
 pub struct StoredBlob {
     pub(super) cache: Arc<Inner>,
-    /// `None` in a store that we may only read.
-    _pin: Arc<Option<Lock>>,
+    /// `None` where that could not be noted.
+    _hold: Arc<Option<Hold>>,
     pub(super) digest: Digest,
     pub(super) mode: u32,
     pub(super) size_bytes: u64,
@@ -333,11 +334,11 @@ impl fmt::Debug for StoredBlob {
 impl Cache {
     /// The outputs of an entry, in the order of their paths, with contents that are read on demand.
     pub fn outputs(&self, manifest: &Manifest) -> Vec<CacheOutput> {
-        let pin = Arc::new(self.pin());
-        manifest.nodes.iter().map(|node| self.output(node, &pin)).collect()
+        let hold = Arc::new(self.hold(manifest));
+        manifest.nodes.iter().map(|node| self.output(node, &hold)).collect()
     }
 
-    fn output(&self, node: &Node, pin: &Arc<Option<Lock>>) -> CacheOutput {
+    fn output(&self, node: &Node, hold: &Arc<Option<Hold>>) -> CacheOutput {
         let path = node.path.as_path();
         match &node.kind {
             NodeKind::Directory { mode } => CacheOutput::directory(path).with_mode(*mode),
@@ -345,7 +346,7 @@ impl Cache {
             NodeKind::File { digest, size_bytes, mode, modified } => {
                 let blob = StoredBlob {
                     cache: Arc::clone(&self.inner),
-                    _pin: Arc::clone(pin),
+                    _hold: Arc::clone(hold),
                     digest: *digest,
                     mode: blob_mode(*mode),
                     size_bytes: *size_bytes,

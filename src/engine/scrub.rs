@@ -4,7 +4,7 @@ use super::{Cache, entries};
 use crate::blob::Rehash;
 use crate::cancel::Cancel;
 use crate::digest::Digest;
-use crate::disk::{self, LockMode, layout};
+use crate::disk::{self, layout};
 use crate::error::{Context, Result};
 use crate::index::{Change, Row};
 use crate::key::TaskDigest;
@@ -17,7 +17,7 @@ pub enum Repair {
     /// Change nothing.
     No,
     /// Quarantine what is damaged, drop entries that cannot be restored, remove blobs that no entry
-    /// needs, write the index anew. Waits until no store is under way, and holds up new ones.
+    /// needs and nobody holds, write the index anew. Others go on meanwhile; no eviction does.
     Yes,
 }
 
@@ -78,18 +78,26 @@ impl Cache {
         cancel: &Cancel,
         progress: &mut dyn FnMut(u64),
     ) -> Result<ScrubReport> {
-        let _lock = match repair {
+        // Before the first manifest is read: what is stored from here on is noted for it.
+        let mut sweeper = match repair {
             Repair::No => None,
-            Repair::Yes => self.lock(LockMode::Exclusive, cancel)?,
+            Repair::Yes => self.sweeper(true, cancel)?,
         };
+        if let Some(sweeper) = &mut sweeper {
+            sweeper.count()?;
+        }
         self.inner.blobs.refresh();
         let mut report = ScrubReport::default();
         // Manifests before blobs: a store that goes on meanwhile publishes its blobs first.
         let entries = self.scrub_manifests(repair, cancel, &mut report)?;
-        let intact = self.scrub_blobs(repair, cancel, progress, &entries, &mut report)?;
+        let mut orphans = Vec::new();
+        let intact =
+            self.scrub_blobs(repair, cancel, progress, &entries, &mut report, &mut orphans)?;
         self.scrub_entries(repair, &entries, &intact, &mut report)?;
         self.scrub_index(repair, &entries, &mut report);
-        if repair == Repair::Yes {
+        if let Some(mut sweeper) = sweeper {
+            sweeper.sweep(&orphans)?;
+            drop(sweeper);
             self.sweep_leftovers()?;
         }
         Ok(report)
@@ -138,11 +146,9 @@ impl Cache {
         progress: &mut dyn FnMut(u64),
         entries: &Entries,
         report: &mut ScrubReport,
+        orphans: &mut Vec<(Digest, u32)>,
     ) -> Result<IntactBlobs> {
         let mut intact = IntactBlobs::default();
-        // Whoever holds outputs that a restore returned may still read them.
-        let pins = if repair == Repair::Yes { self.try_lock_pins()? } else { None };
-        let can_sweep = pins.is_some();
         let strangers = self.inner.blobs.for_each(|digest, mode, stat| {
             cancel.check()?;
             report.blobs += 1;
@@ -156,9 +162,7 @@ impl Cache {
                     None => {
                         report.orphan_blobs += 1;
                         report.orphan_bytes += stat.size_bytes;
-                        if can_sweep {
-                            self.inner.blobs.remove(&digest, mode)?;
-                        }
+                        orphans.push((digest, mode));
                     }
                 },
                 Rehash::Gone => {}
@@ -188,12 +192,12 @@ impl Cache {
                 continue;
             }
             // Removed or replaced since we looked?
-            if repair == Repair::No && !self.has_manifest(task)? {
+            if !self.is_manifest(task, entry.row.manifest)? {
                 continue;
             }
             report.broken_entries.push(task.to_string());
             if repair == Repair::Yes {
-                self.remove(task)?;
+                self.remove_if_unchanged(task, entry.row.manifest)?;
             }
         }
         report.broken_entries.sort();

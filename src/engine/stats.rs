@@ -63,12 +63,28 @@ impl Cache {
         let stamps = stamps.context("look at", || self.inner.path.join(layout::STAMPS))?;
         stats.index_bytes =
             self.inner.index.allocated_bytes() + stamps.map_or(0, |stat| stat.allocated_bytes);
-        (_, stats.staging_bytes) = self.usage(layout::STAGING)?;
-        (stats.quarantined, stats.quarantine_bytes) = self.usage(layout::QUARANTINE)?;
+        (_, stats.staging_bytes) = self.folder_usage(layout::STAGING)?;
+        (stats.quarantined, stats.quarantine_bytes) = self.folder_usage(layout::QUARANTINE)?;
         Ok(stats)
     }
 
-    fn usage(&self, folder: &'static str) -> Result<(u64, u64)> {
+    /// Blocks of everything but blobs and manifests, in bytes.
+    pub(super) fn other_bytes(&self) -> Result<u64> {
+        let mut bytes = 0;
+        for name in [layout::STAMPS, layout::INDEX, layout::TALLY, layout::MARKING] {
+            let stat = self.inner.root.stat(name.as_ref());
+            let stat = stat.context("look at", || self.inner.path.join(name))?;
+            bytes += stat.map_or(0, |stat| stat.allocated_bytes);
+        }
+        for folder in layout::FOLDERS {
+            if folder != layout::BLOBS && folder != layout::MANIFESTS {
+                bytes += self.folder_usage(folder)?.1;
+            }
+        }
+        Ok(bytes)
+    }
+
+    fn folder_usage(&self, folder: &'static str) -> Result<(u64, u64)> {
         let path = self.inner.path.join(folder);
         let dir = self.inner.root.open_child(folder.as_ref()).context("open", || &path)?;
         usage(&dir, &path)

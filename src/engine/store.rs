@@ -3,25 +3,32 @@
 //! The steps, and what a crash after each leaves:
 //! 1. ingest every output, log and key part, each published as soon as it is staged: blobs that
 //!    nothing refers to, swept by a repair;
-//! 2. note their slots and, if the store is durable, sync: the same;
-//! 3. publish the manifest: the entry is there, its row follows with a later commit, or at a lookup;
+//! 2. note their slots and, if the store is durable, sync; stage the manifest: the same;
+//! 3. in a shared section, publish the manifest: the entry is there, its row follows with a later
+//!    commit, or at a lookup;
 //! 4. note the row and the ledger, to be written when nobody waits: done.
 //!
-//! A store that fails before step 2 removes what it published, if nobody else stores meanwhile.
+//! Steps 1 and 2 take no lock, so blobs may be swept that they found, or made. If there was a sweep
+//! since before step 1, step 3 looks again for each blob that the entry needs, and if one is gone
+//! everything begins anew; the third time within the section, where nobody sweeps.
+//!
+//! A store that fails before its slots are noted removes what it published.
 //!
 //! A concurrent lookup sees the old entry, or none, until step 3, and the whole new one after it.
 
 use super::Cache;
+use super::entries::StagedManifest;
 use super::ledgers::ledger_of_outputs;
 use super::logs::encode_order;
 use super::output::{CacheEntry, CacheOutput, OutputContent, SourceFile, SourceFolder};
 use super::shares;
+use super::tally::Totals;
 use crate::blob::{Batch, Source};
 use crate::cancel::Cancel;
 use crate::disk::{self, FileStat, LockMode, Timestamp};
 use crate::error::{Context, Error, Result};
 use crate::key::TaskDigest;
-use crate::ledger::{Cursor, Ledger, Row, Seen};
+use crate::ledger::{Cursor, Ledger, Place, Row, Seen};
 use crate::manifest::{
     BlobRef, LOG_INLINE_BYTES_MAX, LogStream, Logs, Manifest, Node, NodeKind, Origin, OutputPath,
     PRIVATE_BLOB_MODE, blob_mode,
@@ -31,6 +38,16 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+
+/// So often a store begins anew outside of the lock. Each time somebody must have swept what it had
+/// found.
+const ROUNDS_MAX: usize = 2;
+
+/// On a full disk at least this much is made free, in bytes: also index and manifest grow.
+const ROOM_BYTES_MIN: u64 = 1 << 20;
+
+/// And so many files.
+const ROOM_INODES_MIN: u64 = 16;
 
 /// What a store operation did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -56,12 +73,38 @@ impl Cache {
     /// changes while it is read, [`Error::Full`]; [`Error::StoreRefused`] if the store was removed
     /// or replaced since it was opened. Nothing is stored then.
     pub fn store(&self, task: &TaskDigest, entry: &CacheEntry, cancel: &Cancel) -> Result<Stored> {
-        let stored = self.try_store(task, entry, cancel);
+        let mut stored = self.try_store(task, entry, cancel);
+        if matches!(stored, Err(Error::Full { .. })) {
+            // What was staged is gone again, so this is what it takes, and some more for the rest.
+            let bytes = self.blocks_of(entry);
+            let wanted_bytes = bytes.saturating_add(bytes / 10).max(ROOM_BYTES_MIN);
+            // A blob may be the first of its folder.
+            let inodes = 2 * entry.outputs.len() as u64 + ROOM_INODES_MIN;
+            if self.make_room(wanted_bytes, inodes, cancel).unwrap_or(false) {
+                stored = self.try_store(task, entry, cancel);
+            }
+        }
         match stored {
             // Whatever fails in a store that is gone fails because it is gone.
             Err(Error::Io { .. }) if !self.inner.identity.is_in_place() => Err(self.replaced()),
             stored => stored,
         }
+    }
+
+    /// About how much the contents of an entry would take on disk.
+    fn blocks_of(&self, entry: &CacheEntry) -> u64 {
+        const BLOCK_BYTES: u64 = 4096;
+        let capabilities = self.inner.options.capabilities;
+        let size_bytes = |output: &CacheOutput| match &output.content {
+            OutputContent::Bytes(bytes) => bytes.len() as u64,
+            OutputContent::File(source) => {
+                source.open(capabilities).map_or(0, |(_, stat)| stat.allocated_bytes)
+            }
+            OutputContent::Stored(blob) => blob.size_bytes(),
+            OutputContent::Directory | OutputContent::Symlink(_) => 0,
+        };
+        let blocks = entry.outputs.iter().map(|output| size_bytes(output).div_ceil(BLOCK_BYTES));
+        blocks.sum::<u64>().saturating_mul(BLOCK_BYTES)
     }
 
     fn try_store(&self, task: &TaskDigest, entry: &CacheEntry, cancel: &Cancel) -> Result<Stored> {
@@ -77,33 +120,92 @@ impl Cache {
             }
             None => None,
         };
-        let lock = self.lock(LockMode::Shared, cancel)?;
-        let batch = self.inner.blobs.batch(self.inner.options.durability, entry.outputs.len());
-        let stored = self.store_in(&batch, task, entry, workspace.as_deref(), cancel);
-        if stored.is_err() {
-            drop(lock);
-            self.abandon(&batch);
+        for round in 0.. {
+            let early = match round {
+                ROUNDS_MAX.. => Some(self.enter(LockMode::Shared, cancel)?),
+                _ => None,
+            };
+            let sweeps = self.sweeps();
+            let batch = self.inner.blobs.batch(self.inner.options.durability, entry.outputs.len());
+            let stored = self.prepare(&batch, task, entry, workspace.as_deref(), cancel).and_then(
+                |mut prepared| {
+                    let _section = match early {
+                        Some(section) => section,
+                        None => self.enter(LockMode::Shared, cancel)?,
+                    };
+                    // What is held cannot have been swept.
+                    let is_whole = (sweeps.is_some() && sweeps == self.sweeps())
+                        || batch.recheck(&|| !cancel.is_cancelled())?;
+                    if !is_whole {
+                        return Ok(None);
+                    }
+                    if sweeps != self.sweeps() {
+                        batch.finish()?;
+                    }
+                    self.commit(&batch, task, &mut prepared)?;
+                    Ok(Some(prepared))
+                },
+            );
+            match stored {
+                Ok(Some(prepared)) => return self.follow_store(task, prepared),
+                Ok(None) => {}
+                Err(error) => {
+                    self.abandon(&batch);
+                    return Err(error);
+                }
+            }
         }
-        stored
+        Err(Error::Internal { what: "a store that is neither done nor failed" })
     }
 
-    /// Removes what a store that failed has published. Nobody may be storing meanwhile; if somebody
-    /// is, a sweep has to find it. Best effort.
+    /// Removes what a store that failed has published. Best effort: what stays is swept by a repair.
     fn abandon(&self, batch: &Batch<'_>) {
-        if let Ok(Some(_lock)) = self.try_lock(LockMode::Exclusive) {
+        if let Ok(_section) = self.enter(LockMode::Exclusive, &Cancel::new()) {
+            // Others may have found some of it.
+            self.inner.tally.change(|reading| reading.sweeps |= 1);
             batch.abandon();
+            self.inner.tally.change(|reading| {
+                reading.sweeps = (reading.sweeps | 1).wrapping_add(1);
+            });
         }
     }
 
-    /// The store operation itself, under its locks.
-    fn store_in(
+    /// Makes the entry one that only has to be published. In a section.
+    fn commit(
         &self,
         batch: &Batch<'_>,
         task: &TaskDigest,
-        entry: &CacheEntry,
+        prepared: &mut Prepared<'_, '_>,
+    ) -> Result<()> {
+        self.note_marked(&prepared.manifest)?;
+        self.publish_manifest(task, &mut prepared.staged)?;
+        let (blobs, blob_bytes) = batch.published();
+        let more = Totals { blobs, blob_bytes, ..Totals::default() };
+        self.inner.tally.change(|reading| reading.totals.add(&more));
+        Ok(())
+    }
+
+    /// What is left to do when the entry is there.
+    fn follow_store(&self, task: &TaskDigest, prepared: Prepared<'_, '_>) -> Result<Stored> {
+        let Prepared { manifest, staged, stored, about, ledger, kept, fresh } = prepared;
+        self.follow_publication(task, &manifest, &staged)?;
+        self.inner.has_unsynced.store(true, Ordering::Relaxed);
+        self.inner.uses.note(task, false);
+        if let Some(about) = about {
+            self.replace_ledger_unordered(about, &ledger, kept, fresh);
+        }
+        Ok(stored)
+    }
+
+    /// Steps 1 and 2.
+    fn prepare<'e>(
+        &self,
+        batch: &Batch<'_>,
+        task: &TaskDigest,
+        entry: &'e CacheEntry,
         workspace: Option<&Path>,
         cancel: &Cancel,
-    ) -> Result<Stored> {
+    ) -> Result<Prepared<'_, 'e>> {
         let about = workspace.map(|workspace| ledger_of_outputs(workspace, &entry.roots));
         let ledger = about.map_or_else(Arc::default, |about| self.read_ledger(about));
         let outputs = &entry.outputs;
@@ -149,13 +251,22 @@ impl Cache {
         let stored = ingest.counts.stored(&manifest);
         batch.finish()?;
         cancel.check()?;
-        self.publish_manifest(task, &manifest)?;
-        self.inner.has_unsynced.store(true, Ordering::Relaxed);
-        if let Some(about) = about {
-            self.replace_ledger_unordered(about, &ledger, kept, fresh);
-        }
-        Ok(stored)
+        let staged = self.stage_manifest(task, &manifest)?;
+        Ok(Prepared { manifest, staged, stored, about, ledger, kept, fresh })
     }
+}
+
+/// An entry that only has to be published.
+struct Prepared<'c, 'e> {
+    manifest: Manifest,
+    staged: StagedManifest<'c>,
+    stored: Stored,
+    about: Option<Place>,
+    ledger: Arc<Ledger>,
+    /// Rows of the ledger that are still right.
+    kept: Vec<u32>,
+    /// Files that the ledger did not vouch for.
+    fresh: Vec<Row<'e>>,
 }
 
 #[derive(Default)]
@@ -183,19 +294,19 @@ struct Ingest<'a> {
 }
 
 /// What one thread has at hand, and what it made.
-struct Worker<'a> {
+struct Worker<'l, 'e> {
     buffer: Vec<u8>,
-    cursor: Cursor<'a>,
+    cursor: Cursor<'l>,
     /// With the positions of their outputs.
     nodes: Vec<(usize, Node)>,
     /// Rows of the ledger that are still right.
     kept: Vec<u32>,
     /// Files that the ledger did not vouch for, with the positions of their outputs.
-    fresh: Vec<(usize, Row<'a>)>,
+    fresh: Vec<(usize, Row<'e>)>,
 }
 
-impl<'a> Worker<'a> {
-    fn new(ledger: &'a Ledger) -> Worker<'a> {
+impl<'l> Worker<'l, '_> {
+    fn new(ledger: &'l Ledger) -> Self {
         Worker {
             buffer: Vec::new(),
             cursor: ledger.cursor(),
@@ -206,14 +317,14 @@ impl<'a> Worker<'a> {
     }
 }
 
-impl<'a> Ingest<'_> {
+impl<'e> Ingest<'_> {
     /// `folder` is the directory of the captured file that came before.
     fn output(
         &self,
         position: usize,
-        output: &'a CacheOutput,
+        output: &'e CacheOutput,
         folder: &mut Option<SourceFolder>,
-        worker: &mut Worker<'a>,
+        worker: &mut Worker<'_, 'e>,
     ) -> Result<()> {
         self.cancel.check()?;
         let invalid = |reason| Error::InvalidOutput { path: output.path.clone(), reason };
@@ -263,9 +374,9 @@ impl<'a> Ingest<'_> {
         &self,
         position: usize,
         output: &CacheOutput,
-        source: &'a SourceFile,
+        source: &'e SourceFile,
         folder: &mut Option<SourceFolder>,
-        worker: &mut Worker<'a>,
+        worker: &mut Worker<'_, 'e>,
     ) -> Result<NodeKind> {
         let mode_of = |stat: &FileStat| output.mode.unwrap_or(stat.mode) & 0o777;
         let modified_of = |stat: &FileStat| output.modified.or(Some(stat.modified));

@@ -11,7 +11,7 @@
 //!   `index.lock` exclusively and seals before letting go.
 //! - A seal is 64 bytes with a checksum keyed by the store; a damaged one fits nothing.
 
-use crate::disk::{Dir, Lock, LockMode, Stamp, Timestamp, layout};
+use crate::disk::{self, Dir, Lock, LockMode, Stamp, Timestamp, layout};
 use std::io;
 use std::os::unix::fs::FileExt;
 
@@ -32,7 +32,7 @@ impl Seal {
     /// Waits until nobody else writes to the index.
     pub(super) fn lock(&self) -> io::Result<Lock> {
         let (file, _) = self.root.open_or_create(layout::INDEX_LOCK.as_ref(), 0o600)?;
-        let lock = Lock::acquire(file, LockMode::Exclusive, &|| false)?;
+        let lock = Lock::acquire(file, LockMode::Exclusive, disk::EAGER, &|| false)?;
         lock.ok_or_else(|| io::ErrorKind::Interrupted.into())
     }
 

@@ -11,6 +11,7 @@ use std::fs::{self, File};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::{Duration, SystemTime};
 use tempfile::TempDir;
 
@@ -210,4 +211,36 @@ pub(crate) fn skip(reason: &str) {
 
 pub(crate) fn is_root() -> bool {
     fs::metadata("/proc/self").is_ok_and(|meta| meta.uid() == 0)
+}
+
+/// Mounts a small filesystem for one test; unmounts it when dropped.
+pub(crate) struct Small(tempfile::TempDir);
+
+impl Small {
+    pub(crate) fn mount(options: &str) -> Option<Small> {
+        if !is_root() {
+            skip("mounting a small filesystem needs root");
+            return None;
+        }
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let mounted = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", options, "tmpfs"])
+            .arg(folder.path())
+            .status();
+        if !mounted.is_ok_and(|status| status.success()) {
+            skip("a small filesystem cannot be mounted here");
+            return None;
+        }
+        Some(Small(folder))
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        self.0.path()
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(self.0.path()).status();
+    }
 }

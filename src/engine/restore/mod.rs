@@ -44,6 +44,14 @@ use plan::Plan;
 use std::path::Path;
 use workspace::Workspace;
 
+/// What became of one attempt to restore.
+enum Attempt {
+    Done(Box<Restored>),
+    Miss,
+    /// The entry was evicted or replaced meanwhile; nothing was changed.
+    Outdated,
+}
+
 impl Cache {
     /// Brings the outputs of `task` back into `workspace`, which is made if it is absent. Afterwards
     /// they are what was stored: bytes, modes, modification times, symlinks, empty directories (but
@@ -63,9 +71,31 @@ impl Cache {
         options: RestoreOptions,
         cancel: &Cancel,
     ) -> Result<Option<Restored>> {
+        /// So often an entry must be replaced, or evicted, under a restore before it gives up.
+        const ROUNDS_MAX: usize = 4;
+        for _ in 0..ROUNDS_MAX {
+            match self.try_restore(task, workspace, options, cancel)? {
+                Attempt::Done(restored) => {
+                    self.inner.uses.note(task, true);
+                    return Ok(Some(*restored));
+                }
+                Attempt::Miss => return Ok(None),
+                Attempt::Outdated => {}
+            }
+        }
+        Ok(None)
+    }
+
+    fn try_restore(
+        &self,
+        task: &TaskDigest,
+        workspace: &Path,
+        options: RestoreOptions,
+        cancel: &Cancel,
+    ) -> Result<Attempt> {
         cancel.check()?;
         let Some((mut manifest, mut stat)) = self.read_manifest(task)? else {
-            return Ok(None);
+            return Ok(Attempt::Miss);
         };
         disk::make_all(workspace).context("make the workspace", || workspace)?;
         let canonical = disk::canonical(workspace).context("find the workspace", || workspace)?;
@@ -76,7 +106,7 @@ impl Cache {
                 break lease;
             }
             let Some(now) = self.read_manifest(task)? else {
-                return Ok(None);
+                return Ok(Attempt::Miss);
             };
             (manifest, stat) = now;
         };
@@ -104,12 +134,15 @@ impl Cache {
                 });
                 self.replace_ledger(about, &ledger, done.kept, fresh);
                 let counters = done.counters;
-                Ok(Some(counters.restored(manifest)))
+                Ok(Attempt::Done(Box::new(counters.restored(manifest))))
             }
             Err(error @ Error::Damaged { .. }) => {
-                // So that the next lookup is a miss and the next store heals it.
-                self.remove_if_unchanged(task, stat.stamp())?;
-                Err(error)
+                // A blob that is gone with its entry was evicted. Else it is damage, and the entry
+                // goes, so that the next lookup is a miss and the next store heals it.
+                if self.remove_if_unchanged(task, stat.stamp())? {
+                    return Err(error);
+                }
+                Ok(Attempt::Outdated)
             }
             Err(error) => Err(error),
         }

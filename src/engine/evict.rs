@@ -1,0 +1,403 @@
+//! Evict: bring a store within its limits.
+//!
+//! Ranks all entries by what they are worth (`value`), and removes the least worthy with the blobs
+//! that only they need (`sweep`) until enough is free: 90 % of the limit, so that the next eviction
+//! is some time off and each pays for its look at every manifest.
+
+use super::Cache;
+use super::sweep::Sweeper;
+use super::tally::Totals;
+use super::uses::LastUse;
+use super::value::Worth;
+use crate::cancel::Cancel;
+use crate::disk::{self, Space, Stamp, layout};
+use crate::error::{Context, Result};
+use crate::key::TaskDigest;
+use crate::options::{Limit, Limits};
+use std::collections::HashSet;
+use std::time::{Duration, Instant};
+
+/// So many entries are removed at once.
+const BATCH_ENTRIES: usize = 64;
+/// How often entries are looked at for their age, in seconds.
+const AGE_CHECK_SECONDS: i64 = 3600;
+
+/// How to evict.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub struct EvictOptions {
+    /// The limits to keep.
+    pub limits: Limits,
+    /// Only say what would go.
+    pub is_dry_run: bool,
+    /// How long it may take; then it ends where it is. Default: as long as it takes.
+    pub budget: Option<Duration>,
+}
+
+/// What an eviction did, or would do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub struct Evicted {
+    /// Entries that went.
+    pub entries: u64,
+    /// Blobs that went with them. Of a dry run: unknown, 0.
+    pub blobs: u64,
+    /// Blocks that are free now, in bytes. Of a dry run: an estimate of all.
+    pub freed_bytes: u64,
+    /// Blocks that workspaces still have links to, in bytes; free once those are gone.
+    pub linked_bytes: u64,
+    /// What the store takes now.
+    pub usage: Usage,
+}
+
+/// What a store takes on disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub struct Usage {
+    /// Blocks of everything in it, in bytes.
+    pub size_bytes: u64,
+    /// Blobs and entries.
+    pub inodes: u64,
+    /// Entries.
+    pub entries: u64,
+    /// What an ordinary user can still take of the filesystem, in bytes.
+    pub free_bytes: u64,
+    /// The largest size that the store's limits allow, in bytes; `None` without such a limit.
+    pub size_bytes_max: Option<u64>,
+}
+
+/// Limits in numbers, for one filesystem.
+#[derive(Debug, Clone, Copy)]
+struct Bounds {
+    size_bytes_max: Option<u64>,
+    free_bytes_min: u64,
+    inodes_max: Option<u64>,
+}
+
+/// What has to go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+struct Need {
+    bytes: u64,
+    inodes: u64,
+}
+
+/// An entry that may go.
+#[derive(Debug)]
+struct Candidate {
+    /// Whether it was not used for longer than it may stay.
+    is_expired: bool,
+    /// Whether this process has just used or stored it.
+    is_used: bool,
+    value: f64,
+    task: TaskDigest,
+    stamp: Stamp,
+    bytes: u64,
+    inodes: f64,
+}
+
+impl Bounds {
+    fn of(limits: &Limits, space: Space) -> Bounds {
+        const SIZE_BYTES_MAX: u64 = 50 << 30;
+        const FREE_BYTES_MIN: u64 = 1 << 30;
+        let size_bytes_max = match limits.size_bytes_max {
+            Limit::Default => Some((space.total_bytes / 10).min(SIZE_BYTES_MAX)),
+            Limit::None => None,
+            Limit::At(bytes) => Some(bytes),
+        };
+        let free_bytes_min = match limits.free_bytes_min {
+            Limit::Default => (space.total_bytes / 100).min(FREE_BYTES_MIN),
+            Limit::None => 0,
+            Limit::At(bytes) => bytes,
+        };
+        Bounds { size_bytes_max, free_bytes_min, inodes_max: limits.inodes_max }
+    }
+
+    /// What has to go for these bounds to hold.
+    fn excess(&self, usage: &Usage) -> Need {
+        let over =
+            |bound: Option<u64>, now: u64| bound.map_or(0, |bound| now.saturating_sub(bound));
+        let short = self.free_bytes_min.saturating_sub(usage.free_bytes);
+        Need {
+            bytes: over(self.size_bytes_max, usage.size_bytes).max(short),
+            inodes: over(self.inodes_max, usage.inodes),
+        }
+    }
+
+    /// The low-water marks: 90 % of each bound that is exceeded.
+    fn lowered(self, usage: &Usage) -> Bounds {
+        let lower = |bound: Option<u64>, now: u64| {
+            bound.map(|bound| if now > bound { bound / 10 * 9 } else { bound })
+        };
+        let is_short = usage.free_bytes < self.free_bytes_min;
+        Bounds {
+            size_bytes_max: lower(self.size_bytes_max, usage.size_bytes),
+            free_bytes_min: self.free_bytes_min / 10 * if is_short { 11 } else { 10 },
+            inodes_max: lower(self.inodes_max, usage.inodes),
+        }
+    }
+}
+
+impl Cache {
+    /// Brings the store within limits, whatever its own are. Blocking: counts what there is, looks at
+    /// every manifest, and removes what has to go. Others go on meanwhile: nobody waits for it longer
+    /// than some milliseconds. `progress` is told now and then how far it has come.
+    ///
+    /// # Errors
+    /// If a manifest cannot be read, or something cannot be removed.
+    pub fn evict(
+        &self,
+        options: &EvictOptions,
+        cancel: &Cancel,
+        progress: &mut dyn FnMut(&Evicted),
+    ) -> Result<Evicted> {
+        let began = Instant::now();
+        self.recount()?;
+        let sweeper = self.sweeper(true, cancel)?;
+        let mut eviction = Eviction {
+            cache: self,
+            bounds: Bounds::of(&options.limits, self.space()?),
+            wanted: None,
+            age_seconds_max: options.limits.age_seconds_max,
+            used: HashSet::new(),
+            is_dry_run: options.is_dry_run,
+            ends_at: options.budget.and_then(|budget| began.checked_add(budget)),
+            freed_inodes: 0.0,
+            done: Evicted::default(),
+        };
+        if let Some(sweeper) = sweeper {
+            eviction.run(sweeper, progress)?;
+        }
+        eviction.done.usage = self.usage()?;
+        Ok(eviction.done)
+    }
+
+    /// What the store takes: from its tally, or counted if there is none. Blocking, some hundred
+    /// microseconds.
+    ///
+    /// # Errors
+    /// If the store cannot be looked at.
+    pub fn usage(&self) -> Result<Usage> {
+        let totals = match self.inner.tally.read() {
+            Some(reading) => reading.totals,
+            None => self.recount()?,
+        };
+        let space = self.space()?;
+        Ok(Usage {
+            size_bytes: totals.bytes() + self.other_bytes()?,
+            inodes: totals.blobs + totals.entries,
+            entries: totals.entries,
+            free_bytes: space.free_bytes,
+            size_bytes_max: Bounds::of(&self.inner.options.limits, space).size_bytes_max,
+        })
+    }
+
+    /// Keeps the store's own limits. Cheap if they are not exceeded. What was used just now goes last.
+    pub(super) fn enforce_limits(&self, used: HashSet<TaskDigest>) -> Result<()> {
+        /// Up to this much above a limit others go on while one process evicts.
+        const SLACK_PERCENT: u64 = 10;
+        let limits = &self.inner.options.limits;
+        if *limits == Limits::none() || !self.may_write() {
+            return Ok(());
+        }
+        let usage = self.usage()?;
+        let bounds = Bounds::of(limits, self.space()?);
+        let age_seconds_max = limits.age_seconds_max.filter(|_| self.is_time_for_ages());
+        if bounds.excess(&usage) == Need::default() && age_seconds_max.is_none() {
+            return Ok(());
+        }
+        let is_far_over = bounds.size_bytes_max.is_some_and(|limit_bytes| {
+            usage.size_bytes > limit_bytes.saturating_add(limit_bytes / 100 * SLACK_PERCENT)
+        });
+        let cancel = Cancel::new();
+        let Some(sweeper) = self.sweeper(is_far_over, &cancel)? else { return Ok(()) };
+        let mut eviction = Eviction {
+            cache: self,
+            bounds,
+            wanted: None,
+            age_seconds_max,
+            used,
+            is_dry_run: false,
+            ends_at: None,
+            freed_inodes: 0.0,
+            done: Evicted::default(),
+        };
+        eviction.run(sweeper, &mut |_| {})
+    }
+
+    /// Makes room for so many bytes and files on a full disk. False, and nothing is removed, if all
+    /// entries together would not be enough.
+    pub(super) fn make_room(&self, bytes: u64, inodes: u64, cancel: &Cancel) -> Result<bool> {
+        let Some(sweeper) = self.sweeper(true, cancel)? else { return Ok(false) };
+        let space = self.space()?;
+        let short = Need {
+            bytes: bytes.saturating_sub(space.free_bytes),
+            inodes: space.free_inodes.map_or(0, |free| inodes.saturating_sub(free)),
+        };
+        // Where there seems to be room, a quota says that there is none.
+        let wanted = if short == Need::default() { Need { bytes, inodes: 0 } } else { short };
+        let mut eviction = Eviction {
+            cache: self,
+            bounds: Bounds::of(&Limits::none(), self.space()?),
+            wanted: Some(wanted),
+            age_seconds_max: None,
+            used: HashSet::new(),
+            is_dry_run: false,
+            ends_at: None,
+            freed_inodes: 0.0,
+            done: Evicted::default(),
+        };
+        eviction.run(sweeper, &mut |_| {})?;
+        Ok(eviction.done.freed_bytes > 0)
+    }
+
+    /// Counts entries and blobs, and writes that down.
+    fn recount(&self) -> Result<Totals> {
+        let mut totals = Totals::default();
+        self.inner.blobs.for_each(|_, _, stat| {
+            totals.blobs += 1;
+            totals.blob_bytes += stat.allocated_bytes;
+            Ok(())
+        })?;
+        self.for_each_manifest(|_, _, _, stat| {
+            totals.entries += 1;
+            totals.manifest_bytes += stat.allocated_bytes;
+            Ok(())
+        })?;
+        // Best effort: without it the next one counts again.
+        let _ = self.inner.tally.replace(totals);
+        Ok(totals)
+    }
+
+    fn space(&self) -> Result<Space> {
+        disk::space(&self.inner.root).context("look at the filesystem of", || &self.inner.path)
+    }
+
+    /// Whether ages were not looked at for a while. A clock that was set back makes it time, too.
+    fn is_time_for_ages(&self) -> bool {
+        let last = self.inner.root.stat(layout::EVICT_LOCK.as_ref());
+        let passed =
+            |last: disk::FileStat| disk::now().seconds.saturating_sub(last.modified.seconds);
+        let since = last.ok().flatten().map(passed);
+        since.is_none_or(|seconds| !(0..AGE_CHECK_SECONDS).contains(&seconds))
+    }
+}
+
+/// One eviction under way.
+struct Eviction<'a> {
+    cache: &'a Cache,
+    bounds: Bounds,
+    /// What is to be freed, whatever the bounds say, or nothing at all.
+    wanted: Option<Need>,
+    age_seconds_max: Option<u64>,
+    used: HashSet<TaskDigest>,
+    is_dry_run: bool,
+    ends_at: Option<Instant>,
+    /// Of a dry run: what would be freed.
+    freed_inodes: f64,
+    done: Evicted,
+}
+
+impl Eviction<'_> {
+    fn run(&mut self, mut sweeper: Sweeper<'_>, progress: &mut dyn FnMut(&Evicted)) -> Result<()> {
+        // Another process may have been faster.
+        if self.need()? == Need::default() && self.age_seconds_max.is_none() {
+            return Ok(());
+        }
+        self.bounds = self.bounds.lowered(&self.cache.usage()?);
+        sweeper.count()?;
+        // The next one to go is the last.
+        let mut candidates = self.rank(&sweeper)?;
+        if let Some(wanted) = self.wanted {
+            let bytes = candidates.iter().map(|candidate| candidate.bytes).sum::<u64>();
+            let inodes = candidates.iter().map(|candidate| candidate.inodes).sum::<f64>();
+            if bytes < wanted.bytes || inodes < wanted.inodes as f64 {
+                return Ok(());
+            }
+        }
+        while self.ends_at.is_none_or(|end| Instant::now() < end) {
+            let batch = take(&mut candidates, self.need()?);
+            if batch.is_empty() {
+                break;
+            }
+            if self.is_dry_run {
+                self.done.entries += batch.len() as u64;
+                self.done.freed_bytes += batch.iter().map(|candidate| candidate.bytes).sum::<u64>();
+                self.freed_inodes += batch.iter().map(|candidate| candidate.inodes).sum::<f64>();
+                continue;
+            }
+            let victims: Vec<_> =
+                batch.iter().map(|candidate| (candidate.task, candidate.stamp)).collect();
+            let swept = sweeper.remove_entries(&victims)?;
+            self.done.entries += swept.entries;
+            self.done.blobs += swept.blobs;
+            self.done.freed_bytes += swept.freed_bytes;
+            self.done.linked_bytes += swept.linked_bytes;
+            progress(&self.done);
+        }
+        sweeper.note_age_check();
+        Ok(())
+    }
+
+    /// What still has to go.
+    fn need(&self) -> Result<Need> {
+        if let Some(wanted) = self.wanted {
+            return Ok(Need {
+                bytes: wanted.bytes.saturating_sub(self.done.freed_bytes),
+                inodes: wanted.inodes.saturating_sub(self.done.entries + self.done.blobs),
+            });
+        }
+        let mut usage = self.cache.usage()?;
+        if self.is_dry_run {
+            usage.size_bytes = usage.size_bytes.saturating_sub(self.done.freed_bytes);
+            usage.free_bytes += self.done.freed_bytes;
+            usage.inodes = usage.inodes.saturating_sub(self.freed_inodes as u64);
+        }
+        Ok(self.bounds.excess(&usage))
+    }
+
+    /// All entries: the one that is worth most first, what has expired last.
+    fn rank(&self, sweeper: &Sweeper<'_>) -> Result<Vec<Candidate>> {
+        let now = disk::now();
+        let mut candidates = Vec::new();
+        sweeper.for_each_entry(|task, manifest, stat, (bytes, inodes)| {
+            let last = LastUse::of(stat);
+            let age_seconds = last.age_seconds(now);
+            let worth =
+                Worth { duration_ms: manifest.duration_ms, uses: last.uses, age_seconds, bytes };
+            candidates.push(Candidate {
+                is_expired: self.age_seconds_max.is_some_and(|max| age_seconds > max),
+                is_used: self.used.contains(&task),
+                value: worth.value(),
+                task,
+                stamp: stat.stamp(),
+                bytes,
+                inodes,
+            });
+        })?;
+        candidates.sort_by(|one, other| {
+            one.is_expired
+                .cmp(&other.is_expired)
+                .then(other.is_used.cmp(&one.is_used))
+                .then(other.value.total_cmp(&one.value))
+                .then(other.stamp.modified.cmp(&one.stamp.modified))
+                .then(one.task.cmp(&other.task))
+        });
+        Ok(candidates)
+    }
+}
+
+/// The next entries to go together: all that have expired, and as many as are needed.
+fn take(candidates: &mut Vec<Candidate>, need: Need) -> Vec<Candidate> {
+    let (mut batch, mut bytes, mut inodes) = (Vec::new(), 0_u64, 0.0);
+    while batch.len() < BATCH_ENTRIES
+        && candidates.last().is_some_and(|next| {
+            next.is_expired || bytes < need.bytes || inodes < need.inodes as f64
+        })
+    {
+        let next = candidates.pop().expect("looked at above");
+        bytes = bytes.saturating_add(next.bytes);
+        inodes += next.inodes;
+        batch.push(next);
+    }
+    batch
+}

@@ -1,0 +1,79 @@
+//! Holds: blobs that somebody may still read, though their entry may go.
+//!
+//! A hold is a flocked file in the store with the tags of its blobs, written in one go and never
+//! changed. It counts as long as its lock is held, so it ends with its holder, however that ends.
+//! It is made in a shared section, so a collector either sees it or had removed the blobs before.
+
+use super::mark::tag_of;
+use super::{Cache, Inner};
+use crate::cancel::Cancel;
+use crate::disk::{self, Lock, LockMode, layout};
+use crate::error::{Context, Result};
+use crate::manifest::Manifest;
+use std::collections::HashSet;
+use std::ffi::OsString;
+use std::io::{self, Write};
+use std::sync::Arc;
+
+/// The blobs of an entry, held as long as this lives.
+#[derive(Debug)]
+pub(super) struct Hold {
+    store: Arc<Inner>,
+    name: OsString,
+    _lock: Lock,
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        // Best effort: once nobody holds the lock, a collector removes it.
+        let _ = self.store.holds.unlink(&self.name);
+    }
+}
+
+impl Cache {
+    /// Holds the blobs of an entry. `None` where that cannot be noted: on a full disk, or in a store
+    /// that we may only read, blobs may go.
+    pub(super) fn hold(&self, manifest: &Manifest) -> Option<Hold> {
+        let mut tags = Vec::new();
+        for (blob, mode) in manifest.blobs() {
+            tags.extend_from_slice(&tag_of(&blob.digest, mode).to_le_bytes());
+        }
+        let _section = self.enter(LockMode::Shared, &Cancel::new()).ok()?;
+        let name = OsString::from(disk::random_name().ok()?);
+        let made = (|| -> io::Result<Option<Lock>> {
+            let mut file = self.inner.holds.create_new(&name, 0o600)?;
+            file.write_all(&tags)?;
+            Lock::try_acquire(file, LockMode::Exclusive)
+        })();
+        let Ok(Some(lock)) = made else {
+            let _ = self.inner.holds.unlink(&name);
+            return None;
+        };
+        Some(Hold { store: Arc::clone(&self.inner), name, _lock: lock })
+    }
+
+    /// The tags of all blobs that are held by holds that are not in `known`, to which they are added.
+    /// Removes what dead holders left. In an exclusive section.
+    pub(super) fn new_holds(&self, known: &mut HashSet<OsString>) -> Result<Vec<u64>> {
+        let folder = &self.inner.holds;
+        let place = || self.inner.path.join(layout::HOLDS);
+        let mut tags = Vec::new();
+        for (name, _) in folder.entries().context("list", place)? {
+            if known.contains(&name) {
+                continue;
+            }
+            let Ok((file, stat)) = folder.open_for_update(&name) else { continue };
+            let mut bytes = Vec::new();
+            let read = disk::read_exactly(&file, stat.size_bytes as usize, &mut bytes);
+            read.context("read", || place().join(&name))?;
+            if Lock::try_acquire(file, LockMode::Exclusive).context("lock", place)?.is_some() {
+                folder.unlink(&name).context("remove", || place().join(&name))?;
+                continue;
+            }
+            let (words, _) = bytes.as_chunks::<8>();
+            tags.extend(words.iter().map(|word| u64::from_le_bytes(*word)));
+            known.insert(name);
+        }
+        Ok(tags)
+    }
+}

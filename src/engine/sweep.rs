@@ -1,0 +1,420 @@
+//! Sweep: removing entries and blobs while everybody goes on.
+//!
+//! One sweeper at a time, by `evict.lock`. What makes it safe:
+//! - The sweeper says so in `marking` before it looks at the first manifest. From then on each store
+//!   notes its blobs there before its entry appears, in the same shared section. So a blob that is
+//!   needed is counted, or noted, before it can be swept.
+//! - Blobs are removed in exclusive sections, after what was noted, and what is held, was read. A
+//!   store that found a blob before such a section and commits after it sees that `sweeps` has
+//!   changed, and looks again for all that it relies on (`store`).
+//! - Manifests go before blobs. So a restore that misses a blob finds its entry gone, too, or
+//!   damaged.
+//! - What is removed is removed by name; a blob that is published anew after that is a new inode
+//!   under a free name.
+//!
+//! A sweeper that is killed leaves blobs that nobody needs (counted again by the next), `sweeps`
+//! odd (stores look again until the next sweep) and files in `condemned/` (removed by the next).
+
+use super::mark::{Counts, tag_of};
+use super::tally::Totals;
+use super::{Cache, entries};
+use crate::cancel::Cancel;
+use crate::digest::Digest;
+use crate::disk::{self, Dir, FileStat, Lock, LockMode, Stamp, layout};
+use crate::error::{Context, Error, Result};
+use crate::index::Change;
+use crate::key::TaskDigest;
+use crate::manifest::{DecodeError, Manifest};
+use std::collections::HashSet;
+use std::ffi::OsString;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::time::Duration;
+
+/// So many blobs are removed in one section: a few milliseconds.
+const SECTION_BLOBS: usize = 256;
+/// Larger files are renamed away in a section, and given back outside: unlinking 1 GiB took 53 ms.
+const UNLINK_BYTES_MAX: u64 = 1 << 20;
+/// How long others are let in between two sections; the lock is not fair by itself.
+const PAUSE: Duration = Duration::from_millis(2);
+
+/// How `marking` begins; tags of eight bytes follow. The file is always there, and never empty, so
+/// that a full disk can be swept.
+const MARKING_HEADER_BYTES: u64 = 8;
+const MARKING_BEGUN: [u8; 8] = *b"marking\n";
+const MARKING_ENDED: [u8; 8] = *b"resting\n";
+
+/// What a sweep removed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Swept {
+    pub(super) entries: u64,
+    pub(super) blobs: u64,
+    /// Blocks that are free now.
+    pub(super) freed_bytes: u64,
+    /// Blocks that a workspace still has a link to.
+    pub(super) linked_bytes: u64,
+}
+
+impl Swept {
+    pub(super) fn add(&mut self, more: &Swept) {
+        self.entries += more.entries;
+        self.blobs += more.blobs;
+        self.freed_bytes += more.freed_bytes;
+        self.linked_bytes += more.linked_bytes;
+    }
+}
+
+/// The right to remove blobs, and what is known of who needs them.
+#[derive(Debug)]
+pub(super) struct Sweeper<'a> {
+    cache: &'a Cache,
+    cancel: &'a Cancel,
+    _evict: Lock,
+    marking: File,
+    marking_bytes: u64,
+    holds: HashSet<OsString>,
+    counts: Counts,
+    /// Entries that only a newer Larder can read. While there are any, nobody knows which blobs are
+    /// needed, and none is removed.
+    newer_entries: u64,
+    /// Rows of the index that speak of entries which are gone.
+    removed: Vec<Change>,
+}
+
+impl Cache {
+    /// Begins a mark: from here on stores note what they rely on. `None` if another process sweeps
+    /// and `wait` is false.
+    pub(super) fn sweeper<'a>(
+        &'a self,
+        wait: bool,
+        cancel: &'a Cancel,
+    ) -> Result<Option<Sweeper<'a>>> {
+        let path = || self.inner.path.join(layout::EVICT_LOCK);
+        let root = &self.inner.root;
+        let (file, _) =
+            root.open_or_create(layout::EVICT_LOCK.as_ref(), 0o600).context("lock", path)?;
+        let evict = if wait {
+            let lock =
+                Lock::acquire(file, LockMode::Exclusive, disk::PATIENT, &|| cancel.is_cancelled());
+            Some(lock.context("lock", path)?.ok_or(Error::Cancelled)?)
+        } else {
+            Lock::try_acquire(file, LockMode::Exclusive).context("lock", path)?
+        };
+        let Some(evict) = evict else { return Ok(None) };
+        self.empty_condemned()?;
+        let path = || self.inner.path.join(layout::MARKING);
+        let opened = root.open_or_create(layout::MARKING.as_ref(), 0o600);
+        let (marking, _) = opened.context("open", path)?;
+        {
+            let _section = self.enter(LockMode::Exclusive, cancel)?;
+            let begun = marking.set_len(MARKING_HEADER_BYTES);
+            begun.and_then(|()| marking.write_all_at(&MARKING_BEGUN, 0)).context("write", path)?;
+        }
+        Ok(Some(Sweeper {
+            cache: self,
+            cancel,
+            _evict: evict,
+            marking,
+            marking_bytes: MARKING_HEADER_BYTES,
+            holds: HashSet::new(),
+            counts: Counts::new(),
+            newer_entries: 0,
+            removed: Vec::new(),
+        }))
+    }
+
+    /// For a store in its section: notes the blobs of the entry that it is about to publish, if
+    /// somebody marks.
+    ///
+    /// # Errors
+    /// If they cannot be noted: then the entry must not appear.
+    pub(super) fn note_marked(&self, manifest: &Manifest) -> Result<()> {
+        let path = || self.inner.path.join(layout::MARKING);
+        let file = match self.inner.root.open_for_update(layout::MARKING.as_ref()) {
+            Ok((file, _)) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(error).context("open", path),
+        };
+        let mut header = [0; MARKING_HEADER_BYTES as usize];
+        // A file without a header was never used.
+        if file.read_exact_at(&mut header, 0).is_err() || header != MARKING_BEGUN {
+            return Ok(());
+        }
+        // A sweeper that was killed says so for ever. It had this lock.
+        let evict = self.inner.root.open_or_create(layout::EVICT_LOCK.as_ref(), 0o600);
+        let (evict, _) = evict.context("open", || self.inner.path.join(layout::EVICT_LOCK))?;
+        let evict = Lock::try_acquire(evict, LockMode::Exclusive);
+        if let Some(_nobody_sweeps) = evict.context("lock", path)? {
+            let ended = file.write_all_at(&MARKING_ENDED, 0);
+            return ended.and_then(|()| file.set_len(MARKING_HEADER_BYTES)).context("write", path);
+        }
+        let mut tags = Vec::new();
+        for (blob, mode) in manifest.blobs() {
+            tags.extend_from_slice(&tag_of(&blob.digest, mode).to_le_bytes());
+        }
+        let noted = (|| {
+            let again = file.try_clone()?;
+            let _lock = Lock::acquire(again, LockMode::Exclusive, disk::EAGER, &|| false)?;
+            // What a store that was killed wrote in part is overwritten.
+            let end = disk::stat_file(&file)?.size_bytes / 8 * 8;
+            file.write_all_at(&tags, end)
+        })();
+        noted.context("write", path)
+    }
+
+    /// Makes what a sweeper needs, while there is room. Best effort: in a store that we may only read
+    /// nobody sweeps.
+    pub(super) fn prepare_sweeps(&self) {
+        let root = &self.inner.root;
+        for name in [layout::EVICT_LOCK, layout::MARKING] {
+            if matches!(root.stat(name.as_ref()), Ok(None))
+                && let Ok((file, _)) = root.open_or_create(name.as_ref(), 0o600)
+            {
+                let _ = file.write_all_at(&MARKING_ENDED, 0);
+            }
+        }
+    }
+
+    /// Gives back the blocks of what was swept.
+    fn empty_condemned(&self) -> Result<()> {
+        let place = || self.inner.path.join(layout::CONDEMNED);
+        for (name, _) in self.inner.condemned.entries().context("list", place)? {
+            let removed = self.inner.condemned.unlink(&name);
+            removed.context("remove", || place().join(&name))?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Sweeper<'_> {
+    fn drop(&mut self) {
+        // While `evict.lock` is held. Best effort: what stores note in vain goes with the next mark.
+        let _ = self.marking.write_all_at(&MARKING_ENDED, 0);
+        let _ = self.marking.set_len(MARKING_HEADER_BYTES);
+        if !self.removed.is_empty() {
+            self.cache.inner.index.write_all(&self.removed);
+        }
+    }
+}
+
+impl Sweeper<'_> {
+    /// Counts who needs what: decodes every manifest, and calls `take` for each.
+    pub(super) fn count(&mut self) -> Result<()> {
+        let (cache, cancel) = (self.cache, self.cancel);
+        cache.for_each_manifest(|task, folder, name, _| {
+            cancel.check()?;
+            match load(cache, folder, name, &task)? {
+                Loaded::Entry(manifest, _) => {
+                    for (blob, mode) in manifest.blobs() {
+                        self.counts.add(tag_of(&blob.digest, mode));
+                    }
+                }
+                Loaded::Newer => self.newer_entries += 1,
+                Loaded::Gone => {}
+            }
+            Ok(())
+        })?;
+        Ok(())
+    }
+
+    /// Calls `take` for each entry that can be read, with what its removal would give back: the
+    /// blocks of its blobs in bytes, and their number, each divided by the number of those who need
+    /// it.
+    pub(super) fn for_each_entry(
+        &self,
+        mut take: impl FnMut(TaskDigest, &Manifest, &FileStat, (u64, f64)),
+    ) -> Result<()> {
+        let (cache, cancel) = (self.cache, self.cancel);
+        cache.for_each_manifest(|task, folder, name, _| {
+            cancel.check()?;
+            if let Loaded::Entry(manifest, stat) = load(cache, folder, name, &task)? {
+                let mut share = (stat.allocated_bytes, 1.0);
+                for (blob, mode) in manifest.blobs() {
+                    let count = self.counts.get(tag_of(&blob.digest, mode)).max(1);
+                    let blocks = blob.size_bytes.div_ceil(BLOCK_BYTES);
+                    let bytes = blocks.saturating_mul(BLOCK_BYTES) / count;
+                    share = (share.0.saturating_add(bytes), share.1 + 1.0 / count as f64);
+                }
+                take(task, &manifest, &stat, share);
+            }
+            Ok(())
+        })?;
+        Ok(())
+    }
+
+    /// Notes that entries were looked at for their age just now. Best effort.
+    pub(super) fn note_age_check(&self) {
+        let name = layout::EVICT_LOCK.as_ref();
+        if let Ok((file, _)) = self.cache.inner.root.open_for_update(name) {
+            let _ = disk::set_modified(&file, disk::now());
+        }
+    }
+
+    /// Whether blobs may be removed at all.
+    pub(super) fn can_sweep(&self) -> bool {
+        self.newer_entries == 0
+    }
+
+    /// How many need a blob.
+    pub(super) fn is_needed(&self, digest: &Digest, mode: u32) -> bool {
+        self.counts.get(tag_of(digest, mode)) > 0
+    }
+
+    /// Removes these entries, if they are still the ones with these stamps, and every blob that
+    /// nobody needs without them.
+    pub(super) fn remove_entries(&mut self, victims: &[(TaskDigest, Stamp)]) -> Result<Swept> {
+        let cache = self.cache;
+        let mut loaded = Vec::new();
+        for (task, stamp) in victims {
+            let shard = layout::Shard::of_manifest(task.as_bytes());
+            if let Loaded::Entry(manifest, stat) =
+                load(cache, &cache.inner.manifests, shard.name(), task)?
+                && stat.stamp() == *stamp
+            {
+                loaded.push((*task, *manifest, stat));
+            }
+        }
+        let mut swept = Swept::default();
+        let mut gone = Totals::default();
+        let mut released = Vec::new();
+        {
+            let _section = cache.enter(LockMode::Exclusive, self.cancel)?;
+            for (task, manifest, stat) in loaded {
+                if !cache.is_manifest(&task, stat.stamp())? || !cache.unlink_manifest(&task)? {
+                    continue;
+                }
+                self.removed.push(Change::Remove(task));
+                swept.entries += 1;
+                swept.freed_bytes += stat.allocated_bytes;
+                gone.entries += 1;
+                gone.manifest_bytes += stat.allocated_bytes;
+                released.push(manifest);
+            }
+            cache.inner.tally.change(|reading| reading.totals.subtract(&gone));
+        }
+        let mut candidates = Vec::new();
+        for (blob, mode) in released.iter().flat_map(Manifest::blobs) {
+            let tag = tag_of(&blob.digest, mode);
+            self.counts.remove(tag);
+            if self.counts.get(tag) == 0 {
+                candidates.push((blob.digest, mode));
+            }
+        }
+        swept.add(&self.sweep(&candidates)?);
+        Ok(swept)
+    }
+
+    /// Removes those of these blobs that nobody needs.
+    pub(super) fn sweep(&mut self, candidates: &[(Digest, u32)]) -> Result<Swept> {
+        let cache = self.cache;
+        let mut swept = Swept::default();
+        if !self.can_sweep() {
+            return Ok(swept);
+        }
+        for (number, batch) in candidates.chunks(SECTION_BLOBS).enumerate() {
+            self.cancel.check()?;
+            if number > 0 {
+                std::thread::sleep(PAUSE);
+            }
+            let condemned = {
+                let _section = cache.enter(LockMode::Exclusive, self.cancel)?;
+                self.keep_what_was_noted()?;
+                let batch: Vec<(Digest, u32)> = batch
+                    .iter()
+                    .filter(|(digest, mode)| !self.is_needed(digest, *mode))
+                    .copied()
+                    .collect();
+                if batch.is_empty() {
+                    continue;
+                }
+                // Odd from before the first removal until after the last, so that whoever looks for
+                // blobs meanwhile knows that some of what it found may be gone.
+                cache.inner.tally.change(|reading| reading.sweeps |= 1);
+                let removed = self.condemn(&batch);
+                let (more, condemned) = removed?;
+                let gone = Totals {
+                    blobs: more.blobs,
+                    blob_bytes: more.freed_bytes + more.linked_bytes,
+                    ..Totals::default()
+                };
+                cache.inner.tally.change(|reading| {
+                    reading.sweeps = (reading.sweeps | 1).wrapping_add(1);
+                    reading.totals.subtract(&gone);
+                });
+                swept.add(&more);
+                condemned
+            };
+            let place = || cache.inner.path.join(layout::CONDEMNED);
+            for name in condemned {
+                let removed = cache.inner.condemned.unlink(&name);
+                removed.context("remove", || place().join(&name))?;
+            }
+        }
+        Ok(swept)
+    }
+
+    /// Removes blobs, in an exclusive section. Returns what is to be given back outside of it.
+    fn condemn(&self, batch: &[(Digest, u32)]) -> Result<(Swept, Vec<OsString>)> {
+        let blobs = &self.cache.inner.blobs;
+        blobs.forget(batch);
+        let (mut swept, mut condemned) = (Swept::default(), Vec::new());
+        for (digest, mode) in batch {
+            let Some(stat) = blobs.stat(digest, *mode)? else { continue };
+            if stat.allocated_bytes <= UNLINK_BYTES_MAX {
+                blobs.remove(digest, *mode)?;
+            } else {
+                let name = disk::random_name().context("name", || layout::CONDEMNED)?;
+                let name = OsString::from(name);
+                blobs.move_to(digest, *mode, &self.cache.inner.condemned, &name)?;
+                condemned.push(name);
+            }
+            swept.blobs += 1;
+            if stat.links > 1 {
+                swept.linked_bytes += stat.allocated_bytes;
+            } else {
+                swept.freed_bytes += stat.allocated_bytes;
+            }
+        }
+        Ok((swept, condemned))
+    }
+
+    /// Keeps what stores committed since the mark began, and what is held.
+    fn keep_what_was_noted(&mut self) -> Result<()> {
+        let path = || self.cache.inner.path.join(layout::MARKING);
+        let end = disk::stat_file(&self.marking).context("look at", path)?.size_bytes / 8 * 8;
+        let mut bytes = vec![0; (end - self.marking_bytes.min(end)) as usize];
+        self.marking.read_exact_at(&mut bytes, self.marking_bytes).context("read", path)?;
+        self.marking_bytes = end;
+        let (words, _) = bytes.as_chunks::<8>();
+        for word in words {
+            self.counts.keep(u64::from_le_bytes(*word));
+        }
+        for tag in self.cache.new_holds(&mut self.holds)? {
+            self.counts.keep(tag);
+        }
+        Ok(())
+    }
+}
+
+/// A usual block; only an estimate is made with it.
+const BLOCK_BYTES: u64 = 4096;
+
+enum Loaded {
+    Entry(Box<Manifest>, FileStat),
+    Newer,
+    Gone,
+}
+
+/// Reads a manifest. One that is damaged goes to quarantine, and nobody needs what it named.
+fn load(cache: &Cache, folder: &Dir, name: &std::ffi::OsStr, task: &TaskDigest) -> Result<Loaded> {
+    match entries::load(folder, name, task) {
+        Ok(Ok((manifest, stat))) => Ok(Loaded::Entry(Box::new(manifest), stat)),
+        Ok(Err(DecodeError::Newer)) => Ok(Loaded::Newer),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Loaded::Gone),
+        Ok(Err(_)) | Err(_) => match cache.read_manifest(task)? {
+            Some((manifest, stat)) => Ok(Loaded::Entry(Box::new(manifest), stat)),
+            None => Ok(Loaded::Gone),
+        },
+    }
+}

@@ -1,0 +1,179 @@
+//! The tally: what entries and blobs take on disk, and how often blobs were swept.
+//!
+//! 96 bytes that commits and sweeps change in place, under a lock of their own, so that asking for
+//! the size of a store costs one read and not a listing of it. Not synced, and bound to the boot: a
+//! tally that is damaged, or older than the last boot, reads as nothing, and the store is counted
+//! anew. Between two counts it errs by what was quarantined, by what killed stores left, and by
+//! what other programs did in the store.
+
+use super::Cache;
+use crate::disk::{self, Dir, Lock, LockMode, layout};
+use crate::identity::Identity;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+
+const MAGIC: &[u8; 8] = b"larder-t";
+const CONTEXT: &[u8] = b"larder 2026-11-23 tally v1";
+const BODY_BYTES: usize = 64;
+const TALLY_BYTES: usize = BODY_BYTES + 32;
+
+/// What a store holds. Bytes are blocks on disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Totals {
+    pub(super) entries: u64,
+    pub(super) manifest_bytes: u64,
+    pub(super) blobs: u64,
+    pub(super) blob_bytes: u64,
+}
+
+/// What the tally says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Reading {
+    /// Changes with each sweep, and is odd while one is under way.
+    pub(super) sweeps: u64,
+    pub(super) totals: Totals,
+}
+
+/// The tally of one open store.
+#[derive(Debug)]
+pub(super) struct Tally {
+    root: Dir,
+    key: [u8; 32],
+}
+
+impl Totals {
+    pub(super) fn bytes(&self) -> u64 {
+        self.manifest_bytes + self.blob_bytes
+    }
+
+    pub(super) fn add(&mut self, more: &Totals) {
+        self.entries = self.entries.saturating_add(more.entries);
+        self.manifest_bytes = self.manifest_bytes.saturating_add(more.manifest_bytes);
+        self.blobs = self.blobs.saturating_add(more.blobs);
+        self.blob_bytes = self.blob_bytes.saturating_add(more.blob_bytes);
+    }
+
+    pub(super) fn subtract(&mut self, less: &Totals) {
+        self.entries = self.entries.saturating_sub(less.entries);
+        self.manifest_bytes = self.manifest_bytes.saturating_sub(less.manifest_bytes);
+        self.blobs = self.blobs.saturating_sub(less.blobs);
+        self.blob_bytes = self.blob_bytes.saturating_sub(less.blob_bytes);
+    }
+}
+
+impl Tally {
+    pub(super) fn new(root: Dir, identity: &Identity) -> Tally {
+        let mut hasher = blake3::Hasher::new_keyed(&identity.boot_key());
+        hasher.update(CONTEXT);
+        Tally { root, key: *hasher.finalize().as_bytes() }
+    }
+
+    /// `None` if there is none to be believed.
+    pub(super) fn read(&self) -> Option<Reading> {
+        let (file, _) = self.root.open_regular(layout::TALLY.as_ref()).ok()?;
+        self.decode(&file)
+    }
+
+    /// Changes the tally, if there is one. Best effort: where it cannot be written it is not
+    /// believed for long.
+    pub(super) fn change(&self, change: impl FnOnce(&mut Reading)) {
+        let _ = self.update(|found| {
+            let mut reading = found?;
+            change(&mut reading);
+            Some(reading)
+        });
+    }
+
+    /// Writes totals that were counted.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub(super) fn replace(&self, totals: Totals) -> io::Result<()> {
+        // A new one begins anywhere, so that it is not taken for one that was lost.
+        let fresh = u64::from_le_bytes(disk::random_bytes()?) & !1;
+        self.update(|found| {
+            Some(Reading { sweeps: found.map_or(fresh, |reading| reading.sweeps), totals })
+        })
+    }
+
+    fn update(&self, change: impl FnOnce(Option<Reading>) -> Option<Reading>) -> io::Result<()> {
+        let (file, _) = self.root.open_or_create(layout::TALLY.as_ref(), 0o600)?;
+        let again = file.try_clone()?;
+        let _lock = Lock::acquire(again, LockMode::Exclusive, disk::EAGER, &|| false)?;
+        match change(self.decode(&file)) {
+            Some(reading) => file.write_all_at(&self.encode(&reading), 0),
+            None => Ok(()),
+        }
+    }
+
+    fn encode(&self, reading: &Reading) -> [u8; TALLY_BYTES] {
+        let Totals { entries, manifest_bytes, blobs, blob_bytes } = reading.totals;
+        let mut bytes = [0; TALLY_BYTES];
+        bytes[..8].copy_from_slice(MAGIC);
+        let numbers = [reading.sweeps, entries, manifest_bytes, blobs, blob_bytes];
+        for (number, at) in numbers.into_iter().zip((8..).step_by(8)) {
+            bytes[at..at + 8].copy_from_slice(&number.to_le_bytes());
+        }
+        let checksum = blake3::keyed_hash(&self.key, &bytes[..BODY_BYTES]);
+        bytes[BODY_BYTES..].copy_from_slice(checksum.as_bytes());
+        bytes
+    }
+
+    fn decode(&self, file: &File) -> Option<Reading> {
+        let mut bytes = [0; TALLY_BYTES];
+        file.read_exact_at(&mut bytes, 0).ok()?;
+        let number =
+            |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight bytes"));
+        let totals = Totals {
+            entries: number(16),
+            manifest_bytes: number(24),
+            blobs: number(32),
+            blob_bytes: number(40),
+        };
+        let reading = Reading { sweeps: number(8), totals };
+        (self.encode(&reading) == bytes).then_some(reading)
+    }
+}
+
+impl Cache {
+    /// How often blobs were swept; `None` while a sweep is under way, or if nobody can tell. As long
+    /// as it says the same, no blob that was found is gone.
+    pub(super) fn sweeps(&self) -> Option<u64> {
+        self.inner.tally.read().map(|reading| reading.sweeps).filter(|sweeps| sweeps % 2 == 0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::disk::Capabilities;
+
+    #[test]
+    fn what_is_counted_is_read_and_damage_reads_as_nothing() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let open = |key| {
+            let root = Dir::open(folder.path(), Capabilities::all()).expect("the folder opens");
+            Tally { root, key: [key; 32] }
+        };
+        let tally = open(1);
+        assert_eq!(tally.read(), None);
+        tally.change(|reading| reading.sweeps += 1);
+        assert_eq!(tally.read(), None, "there is nothing to change");
+        let totals = Totals { entries: 1, manifest_bytes: 4096, blobs: 2, blob_bytes: 8192 };
+        tally.replace(totals).expect("written");
+        tally.change(|reading| reading.totals.add(&totals));
+        let reading = tally.read().expect("written");
+        assert_eq!(reading.totals.bytes(), 2 * (4096 + 8192));
+        assert_eq!(reading.sweeps % 2, 0);
+        assert_eq!(open(2).read(), None, "another boot");
+        let path = folder.path().join(layout::TALLY);
+        let image = std::fs::read(&path).expect("the tally");
+        for position in 0..image.len() {
+            let mut damaged = image.clone();
+            damaged[position] ^= 1;
+            std::fs::write(&path, &damaged).expect("written");
+            assert_eq!(tally.read(), None, "byte {position}");
+        }
+    }
+}

@@ -1,0 +1,86 @@
+//! Uses: when an entry was last needed, and how often.
+//!
+//! Both are kept in the access time of its manifest: the seconds say when, the nanoseconds how
+//! often. Setting it costs no lock, no commit and no file, concerns nobody's stamp, and what
+//! several processes note is one value. Uses are gathered in memory and written when nobody waits;
+//! a batch that is lost, a filesystem that keeps whole seconds, and a reader that moves access
+//! times cost accuracy, nothing else.
+
+use crate::disk::{self, FileStat, Timestamp, layout::Shard};
+use crate::key::TaskDigest;
+use std::collections::{HashMap, HashSet};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// Above this the nanoseconds were set by somebody else.
+const USES_MAX: u32 = 999_999;
+/// What was used within the last minute needs no new time.
+const ROUND_SECONDS: i64 = 60;
+/// More than so many tasks are not kept in mind.
+const TASKS_MAX: usize = 65_536;
+
+/// What this process used and has not written yet.
+#[derive(Debug, Default)]
+pub(super) struct Uses(Mutex<HashMap<TaskDigest, u32>>);
+
+/// What a manifest's access time tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct LastUse {
+    pub(super) seconds: i64,
+    pub(super) uses: u32,
+}
+
+impl LastUse {
+    pub(super) fn of(manifest: &FileStat) -> LastUse {
+        let Timestamp { seconds, nanoseconds } = manifest.accessed;
+        LastUse { seconds, uses: if nanoseconds > USES_MAX { 0 } else { nanoseconds } }
+    }
+
+    /// The access time of a manifest that nobody has used yet.
+    pub(super) fn never(now: Timestamp) -> Timestamp {
+        Timestamp { nanoseconds: 0, ..now }
+    }
+
+    /// How long ago; a time in the future, after the clock was set back, is now.
+    pub(super) fn age_seconds(&self, now: Timestamp) -> u64 {
+        now.seconds.saturating_sub(self.seconds).max(0) as u64
+    }
+}
+
+impl Uses {
+    /// Notes that a task's entry was stored or asked for, and whether it was brought back.
+    pub(super) fn note(&self, task: &TaskDigest, is_restored: bool) {
+        let mut tasks = self.lock();
+        if tasks.len() < TASKS_MAX || tasks.contains_key(task) {
+            *tasks.entry(*task).or_default() += u32::from(is_restored);
+        }
+    }
+
+    fn take(&self) -> HashMap<TaskDigest, u32> {
+        std::mem::take(&mut *self.lock())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<TaskDigest, u32>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl super::Inner {
+    /// Writes what was noted, and returns whose entries that concerns. Best effort.
+    pub(super) fn flush_uses(&self) -> HashSet<TaskDigest> {
+        let now = disk::now();
+        let noted = self.uses.take();
+        for (task, more) in &noted {
+            let shard = Shard::of_manifest(task.as_bytes());
+            let Ok(Some(stat)) = self.manifests.stat(shard.name()) else { continue };
+            let last = LastUse::of(&stat);
+            let is_recent = (0..ROUND_SECONDS).contains(&now.seconds.saturating_sub(last.seconds));
+            if is_recent && *more == 0 {
+                continue;
+            }
+            let uses = last.uses.saturating_add(*more).min(USES_MAX);
+            let accessed = Timestamp { seconds: now.seconds, nanoseconds: uses };
+            let _ = self.manifests.set_accessed(shard.name(), accessed);
+        }
+        noted.into_keys().collect()
+    }
+}

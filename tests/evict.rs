@@ -1,0 +1,289 @@
+//! Eviction: limits are kept, what is worth least goes first, and what anybody needs stays.
+
+mod common;
+
+use common::{Lab, noise, task};
+use larder::{
+    Cache, CacheEntry, CacheOptions, CacheOutput, Cancel, EvictOptions, Evicted, Limit, Limits,
+    LinkMode, Repair, RestoreOptions,
+};
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+
+const ENTRY_BYTES: u64 = 100_000;
+
+fn unlimited() -> CacheOptions {
+    CacheOptions::default().with_limits(Limits::none())
+}
+
+fn entry(seed: u64, duration_ms: u64) -> CacheEntry {
+    let mut entry = CacheEntry::new(0, duration_ms);
+    entry.outputs.push(CacheOutput::bytes("out/a", noise(seed, ENTRY_BYTES as usize)));
+    entry
+}
+
+fn store(cache: &Cache, key: &str, seed: u64, duration_ms: u64) {
+    cache.store(&task(key), &entry(seed, duration_ms), &Cancel::new()).expect("stored");
+}
+
+fn is_there(cache: &Cache, key: &str) -> bool {
+    cache.lookup(&task(key)).expect("a lookup").is_some()
+}
+
+fn evict(cache: &Cache, limits: Limits) -> Evicted {
+    let mut options = EvictOptions::default();
+    options.limits = limits;
+    cache.evict(&options, &Cancel::new(), &mut |_| {}).expect("evicted")
+}
+
+fn at_most(bytes: u64) -> Limits {
+    let mut limits = Limits::none();
+    limits.size_bytes_max = Limit::At(bytes);
+    limits
+}
+
+/// Says that an entry was used so long ago, so often.
+fn set_use(store: &Path, key: &str, age: Duration, uses: u32) {
+    let hex = task(key).to_string();
+    let path = store.join("manifests").join(&hex[..2]).join(&hex[2..]);
+    let file = fs::File::options().write(true).open(path).expect("the manifest");
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("after 1970");
+    let then = Duration::new(now.as_secs() - age.as_secs(), uses);
+    let times = fs::FileTimes::new().set_accessed(SystemTime::UNIX_EPOCH + then);
+    file.set_times(times).expect("the time is set");
+}
+
+fn assert_clean(cache: &Cache) {
+    let report = cache.scrub(Repair::No, &Cancel::new(), &mut |_| {}).expect("readable");
+    assert!(report.is_clean(), "{report:?}");
+    assert_eq!(report.orphan_blobs, 0, "{report:?}");
+}
+
+/// The tally must say what a listing says.
+fn assert_counted(cache: &Cache) {
+    let (stats, usage) = (cache.stats().expect("stats"), cache.usage().expect("usage"));
+    assert_eq!(usage.entries, stats.entries);
+    assert_eq!(usage.inodes, stats.entries + stats.blobs);
+    let others = usage.size_bytes - stats.blob_bytes - stats.manifest_bytes;
+    assert!(others < 2 << 20, "index, stamps and the like: {others}");
+}
+
+#[test]
+fn a_store_is_brought_below_its_limit_and_counts_right() {
+    let lab = Lab::with(unlimited());
+    for number in 0..100 {
+        store(&lab.cache, &number.to_string(), number, 1000);
+    }
+    // Shared contents, replaced entries, removed ones.
+    store(&lab.cache, "shared", 7, 1000);
+    store(&lab.cache, "8", 9, 1000);
+    assert!(lab.cache.remove(&task("10")).expect("removed"));
+    lab.cache.usage().expect("counted");
+    store(&lab.cache, "more", 1000, 1000);
+    assert!(lab.cache.remove(&task("11")).expect("removed"));
+    assert_counted(&lab.cache);
+    let before = lab.cache.usage().expect("usage").size_bytes;
+    let dry = {
+        let mut options = EvictOptions::default();
+        options.limits = at_most(before / 2);
+        options.is_dry_run = true;
+        lab.cache.evict(&options, &Cancel::new(), &mut |_| {}).expect("looked at")
+    };
+    assert!(dry.entries > 30, "{dry:?}");
+    assert_eq!(lab.cache.stats().expect("stats").entries, 100, "a dry run removes nothing");
+    let evicted = evict(&lab.cache, at_most(before / 2));
+    assert!(evicted.entries.abs_diff(dry.entries) <= 5, "{evicted:?} {dry:?}");
+    let after = evicted.usage.size_bytes;
+    assert!(after <= before / 2 && after > before / 10 * 3, "{before} -> {after}");
+    assert_counted(&lab.cache);
+    assert_eq!(evict(&lab.cache, at_most(before / 2)).entries, 0, "it is enough");
+    // Removed and replaced entries had left blobs that nobody needs; a repair finds them.
+    lab.cache.scrub(Repair::Yes, &Cancel::new(), &mut |_| {}).expect("repaired");
+    assert_clean(&lab.cache);
+    assert_counted(&lab.cache);
+}
+
+#[test]
+fn what_is_worth_least_goes_first() {
+    let lab = Lab::with(unlimited());
+    let hour = Duration::from_secs(3600);
+    for (number, (key, duration_ms, age, uses)) in [
+        ("cheap", 10, hour, 1),
+        ("old", 10_000, hour * 24 * 30, 1),
+        ("slow", 1_000_000, hour * 24 * 30, 1),
+        ("often", 10_000, hour * 24, 1000),
+        ("new", 10_000, hour / 60, 0),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        store(&lab.cache, key, number as u64, duration_ms);
+        set_use(&lab.store_path(), key, age, uses);
+    }
+    let mut order = Vec::new();
+    let mut left = vec!["cheap", "old", "slow", "often", "new"];
+    while !left.is_empty() {
+        let usage = lab.cache.usage().expect("usage");
+        evict(&lab.cache, at_most(usage.size_bytes - 1));
+        let (stay, gone): (Vec<_>, Vec<_>) =
+            left.into_iter().partition(|key| is_there(&lab.cache, key));
+        order.extend(gone);
+        left = stay;
+    }
+    assert_eq!(order, ["old", "cheap", "slow", "new", "often"]);
+}
+
+#[test]
+fn uses_are_noted_and_survive_the_process() {
+    let lab = Lab::with(unlimited());
+    for key in ["used", "unused"] {
+        store(&lab.cache, key, key.len() as u64, 1000);
+        lab.cache.maintain().expect("maintained");
+        set_use(&lab.store_path(), key, Duration::from_secs(86_400), 0);
+    }
+    for _ in 0..3 {
+        let restored = lab.restore("used", &lab.path("place"), RestoreOptions::default());
+        assert!(restored.expect("restored").is_some());
+    }
+    lab.cache.maintain().expect("maintained");
+    let other = Cache::open(&lab.store_path(), unlimited()).expect("opens");
+    let mut limits = Limits::none();
+    limits.age_seconds_max = Some(3600);
+    assert_eq!(evict(&other, limits).entries, 1);
+    assert!(is_there(&other, "used") && !is_there(&other, "unused"));
+    assert_clean(&other);
+}
+
+#[test]
+fn whoever_stores_keeps_the_limit() {
+    const LIMIT_BYTES: u64 = 3 << 20;
+    let lab = Lab::with(CacheOptions::default().with_limits(at_most(LIMIT_BYTES)));
+    for number in 0..200 {
+        store(&lab.cache, &number.to_string(), number, 1000);
+        lab.cache.maintain().expect("maintained");
+        let usage = lab.cache.usage().expect("usage");
+        assert!(usage.size_bytes <= LIMIT_BYTES, "after {number}: {usage:?}");
+        assert!(is_there(&lab.cache, &number.to_string()), "the newest stays");
+    }
+    assert!(lab.cache.usage().expect("usage").entries > 10, "not everything goes");
+    assert_counted(&lab.cache);
+    assert_clean(&lab.cache);
+}
+
+#[test]
+fn files_and_free_space_have_limits_too() {
+    let lab = Lab::with(unlimited());
+    for number in 0..50 {
+        store(&lab.cache, &number.to_string(), number, 1000);
+    }
+    let mut limits = Limits::none();
+    limits.inodes_max = Some(40);
+    let evicted = evict(&lab.cache, limits);
+    assert!(evicted.usage.inodes <= 36, "{evicted:?}");
+    let mut limits = Limits::none();
+    limits.free_bytes_min = Limit::At(u64::MAX / 4);
+    assert_eq!(evict(&lab.cache, limits).usage.entries, 0, "all that can be given back is");
+}
+
+#[test]
+fn what_is_linked_gives_nothing_back_and_is_said_to() {
+    let lab = Lab::with(unlimited());
+    common::write_old(&lab.workspace().join("out/a"), &noise(1, ENTRY_BYTES as usize));
+    lab.store("k", &["out"]);
+    let options = RestoreOptions::default().with_link_mode(LinkMode::Hardlink);
+    let restored = lab.restore("k", &lab.path("place"), options).expect("restored");
+    let is_linked = restored.expect("a hit").hardlinked.files == 1;
+    let evicted = evict(&lab.cache, at_most(1));
+    assert_eq!(evicted.entries, 1);
+    assert_eq!(evicted.linked_bytes > 0, is_linked, "{evicted:?}");
+    assert_eq!(
+        fs::read(lab.path("place/out/a")).expect("the workspace keeps its file"),
+        noise(1, ENTRY_BYTES as usize)
+    );
+}
+
+#[test]
+fn blobs_of_outputs_that_are_held_stay() {
+    let lab = Lab::with(unlimited());
+    store(&lab.cache, "k", 1, 1000);
+    let manifest = lab.cache.manifest(&task("k")).expect("readable").expect("there");
+    let outputs = lab.cache.outputs(&manifest);
+    let other = Cache::open(&lab.store_path(), unlimited()).expect("opens");
+    assert_eq!(evict(&other, at_most(1)).entries, 1);
+    other.scrub(Repair::Yes, &Cancel::new(), &mut |_| {}).expect("repaired");
+    assert!(!is_there(&other, "k"));
+    let mut again = CacheEntry::new(0, 1);
+    again.outputs = outputs;
+    other.store(&task("again"), &again, &Cancel::new()).expect("the blobs are there");
+    drop(again);
+    assert_eq!(evict(&other, at_most(1)).entries, 1);
+    assert!(lab.blobs().is_empty(), "nobody holds them any more");
+}
+
+#[test]
+fn an_entry_that_is_evicted_is_a_miss_and_the_workspace_is_untouched() {
+    let lab = Lab::with(unlimited());
+    store(&lab.cache, "k", 1, 1000);
+    let place = lab.path("place");
+    common::write(&place.join("out/mine"), b"mine");
+    let before = common::snapshot(&place);
+    evict(&lab.cache, at_most(1));
+    let restored = lab.restore("k", &place, RestoreOptions::default());
+    assert!(restored.expect("no error").is_none());
+    assert_eq!(common::snapshot(&place), before);
+    assert!(lab.quarantine().is_empty());
+    // And stored again it is there again.
+    store(&lab.cache, "k", 1, 1000);
+    assert!(lab.restore("k", &place, RestoreOptions::default()).expect("restored").is_some());
+    assert_clean(&lab.cache);
+}
+
+#[test]
+fn a_clock_that_was_set_back_breaks_nothing() {
+    let lab = Lab::with(unlimited());
+    for number in 0..10 {
+        store(&lab.cache, &number.to_string(), number, 1000);
+    }
+    let hex = task("3").to_string();
+    let path = lab.store_path().join("manifests").join(&hex[..2]).join(&hex[2..]);
+    let file = fs::File::options().write(true).open(path).expect("the manifest");
+    let future = SystemTime::now() + Duration::from_secs(86_400 * 365);
+    file.set_times(fs::FileTimes::new().set_accessed(future)).expect("set");
+    let mut limits = Limits::none();
+    limits.age_seconds_max = Some(3600);
+    assert_eq!(evict(&lab.cache, limits).entries, 0, "the future is not long ago");
+    let usage = lab.cache.usage().expect("usage");
+    assert!(evict(&lab.cache, at_most(usage.size_bytes / 2)).entries >= 3);
+    assert_clean(&lab.cache);
+}
+
+#[test]
+fn a_full_disk_evicts_once_and_goes_on() {
+    let Some(small) = common::Small::mount("size=6m,nr_inodes=900") else {
+        return;
+    };
+    let path = small.path().join("store");
+    let cache = Cache::open(&path, unlimited()).expect("opens");
+    for number in 0..120 {
+        store(&cache, &number.to_string(), number, 1000);
+    }
+    assert!(is_there(&cache, "119"));
+    let usage = cache.usage().expect("usage");
+    assert!(usage.entries > 5 && usage.entries < 60, "{usage:?}");
+    // Files run out as bytes do.
+    for number in 0..600 {
+        let mut entry = CacheEntry::new(0, 1000);
+        entry.outputs.push(CacheOutput::bytes("out", noise(1000 + number, 10)));
+        cache.store(&task(&format!("small {number}")), &entry, &Cancel::new()).expect("stored");
+    }
+    assert!(is_there(&cache, "small 599"));
+    assert_clean(&cache);
+    // What cannot fit at all costs nothing.
+    let before = cache.stats().expect("stats").entries;
+    let mut large = CacheEntry::new(0, 1);
+    large.outputs.push(CacheOutput::bytes("out", noise(1, 20 << 20)));
+    let refused = cache.store(&task("large"), &large, &Cancel::new());
+    assert!(matches!(refused, Err(larder::Error::Full { .. })), "{refused:?}");
+    assert_eq!(cache.stats().expect("stats").entries, before);
+}
