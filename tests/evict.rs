@@ -287,3 +287,71 @@ fn a_full_disk_evicts_once_and_goes_on() {
     assert!(matches!(refused, Err(larder::Error::Full { .. })), "{refused:?}");
     assert_eq!(cache.stats().expect("stats").entries, before);
 }
+
+/// A store finds a blob of another entry; that entry, and the blob with it, goes before the store
+/// commits.
+#[test]
+fn a_dedup_hit_survives_a_sweep() {
+    let lab = Lab::with(unlimited());
+    let mut swept_blobs = 0;
+    for round in 0..8 {
+        store(&lab.cache, "victim", round, 1000);
+        let mut large = entry(round, 1000);
+        large.outputs.extend((0..1500).map(|number| {
+            CacheOutput::bytes(format!("out/{number}"), noise(round * 10_000 + number + 100, 500))
+        }));
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                lab.cache.store(&task("large"), &large, &Cancel::new()).expect("stored");
+            });
+            // Long enough for the first output, too short for the last.
+            std::thread::sleep(Duration::from_millis(4 + round));
+            let other = Cache::open(&lab.store_path(), unlimited()).expect("opens");
+            swept_blobs += evict(&other, at_most(1)).blobs;
+        });
+        if is_there(&lab.cache, "large") {
+            let _ = fs::remove_dir_all(lab.path("place"));
+            let restored = lab.restore("large", &lab.path("place"), RestoreOptions::default());
+            assert!(restored.expect("every blob is there").is_some(), "round {round}");
+        }
+        evict(&lab.cache, at_most(1));
+    }
+    assert!(swept_blobs > 0, "the victim went while the other store was under way");
+}
+
+/// The same bytes are stored and swept again and again, by several at once.
+#[test]
+fn a_republished_blob_survives_a_sweep() {
+    let lab = Lab::with(unlimited());
+    std::thread::scope(|scope| {
+        for thread in 0..4_u64 {
+            let lab = &lab;
+            scope.spawn(move || {
+                let cache = Cache::open(&lab.store_path(), unlimited()).expect("opens");
+                for round in 0..60 {
+                    let key = format!("{thread} {round}");
+                    store(&cache, &key, round % 3, 1000);
+                    let place = lab.path(&format!("place {thread}"));
+                    let restored = cache.restore(
+                        &task(&key),
+                        &place,
+                        RestoreOptions::default(),
+                        &Cancel::new(),
+                    );
+                    if restored.expect("a hit or a miss").is_some() {
+                        assert_eq!(
+                            fs::read(place.join("out/a")).expect("restored"),
+                            noise(round % 3, ENTRY_BYTES as usize)
+                        );
+                    }
+                    if round % 4 == thread {
+                        evict(&cache, at_most(1));
+                    }
+                }
+            });
+        }
+    });
+    evict(&lab.cache, at_most(1));
+    lab.cache.scrub(Repair::Yes, &Cancel::new(), &mut |_| {}).expect("repaired");
+    assert!(lab.quarantine().is_empty() && lab.blobs().is_empty());
+}
