@@ -83,7 +83,7 @@ impl Cache {
             return Ok(false);
         }
         let gone = totals_of(&stat);
-        self.inner.tally.change(|reading| reading.totals.subtract(&gone));
+        self.inner.tally.change(|reading| reading.subtract(&gone));
         self.follow_removal(task)?;
         Ok(true)
     }
@@ -159,9 +159,9 @@ impl Cache {
         };
         renamed.context("publish", path)?;
         self.inner.tally.change(|reading| {
-            reading.totals.add(&totals_of(&staged.stat));
+            reading.add(&totals_of(&staged.stat));
             if let Some(replaced) = &replaced {
-                reading.totals.subtract(&totals_of(replaced));
+                reading.subtract(&totals_of(replaced));
             }
         });
         Ok(())

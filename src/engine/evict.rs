@@ -177,8 +177,8 @@ impl Cache {
     /// # Errors
     /// If the store cannot be looked at.
     pub fn usage(&self) -> Result<Usage> {
-        let totals = match self.inner.tally.read() {
-            Some(reading) => reading.totals,
+        let totals = match self.inner.tally.read().and_then(|reading| reading.totals()) {
+            Some(totals) => totals,
             None => self.recount()?,
         };
         let space = self.space()?;

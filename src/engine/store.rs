@@ -181,7 +181,7 @@ impl Cache {
         self.publish_manifest(task, &mut prepared.staged)?;
         let (blobs, blob_bytes) = batch.published();
         let more = Totals { blobs, blob_bytes, ..Totals::default() };
-        self.inner.tally.change(|reading| reading.totals.add(&more));
+        self.inner.tally.change(|reading| reading.add(&more));
         Ok(())
     }
 

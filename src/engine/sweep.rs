@@ -174,6 +174,9 @@ impl Cache {
                 let _ = file.write_all_at(&MARKING_ENDED, 0);
             }
         }
+        if self.may_write() {
+            self.inner.tally.begin();
+        }
     }
 
     /// Gives back the blocks of what was swept.
@@ -291,7 +294,7 @@ impl Sweeper<'_> {
                 gone.manifest_bytes += stat.allocated_bytes;
                 released.push(manifest);
             }
-            cache.inner.tally.change(|reading| reading.totals.subtract(&gone));
+            cache.inner.tally.change(|reading| reading.subtract(&gone));
         }
         let mut candidates = Vec::new();
         for (blob, mode) in released.iter().flat_map(Manifest::blobs) {
@@ -340,7 +343,7 @@ impl Sweeper<'_> {
                 };
                 cache.inner.tally.change(|reading| {
                     reading.sweeps = (reading.sweeps | 1).wrapping_add(1);
-                    reading.totals.subtract(&gone);
+                    reading.subtract(&gone);
                 });
                 swept.add(&more);
                 condemned

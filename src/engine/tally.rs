@@ -32,7 +32,9 @@ pub(super) struct Totals {
 pub(super) struct Reading {
     /// Changes with each sweep, and is odd while one is under way.
     pub(super) sweeps: u64,
-    pub(super) totals: Totals,
+    /// Whether the totals were ever counted; else they only say what was added since.
+    is_counted: bool,
+    totals: Totals,
 }
 
 /// The tally of one open store.
@@ -47,18 +49,33 @@ impl Totals {
         self.manifest_bytes + self.blob_bytes
     }
 
-    pub(super) fn add(&mut self, more: &Totals) {
+    fn add(&mut self, more: &Totals) {
         self.entries = self.entries.saturating_add(more.entries);
         self.manifest_bytes = self.manifest_bytes.saturating_add(more.manifest_bytes);
         self.blobs = self.blobs.saturating_add(more.blobs);
         self.blob_bytes = self.blob_bytes.saturating_add(more.blob_bytes);
     }
 
-    pub(super) fn subtract(&mut self, less: &Totals) {
+    fn subtract(&mut self, less: &Totals) {
         self.entries = self.entries.saturating_sub(less.entries);
         self.manifest_bytes = self.manifest_bytes.saturating_sub(less.manifest_bytes);
         self.blobs = self.blobs.saturating_sub(less.blobs);
         self.blob_bytes = self.blob_bytes.saturating_sub(less.blob_bytes);
+    }
+}
+
+impl Reading {
+    /// What the store holds; `None` if nobody has counted.
+    pub(super) fn totals(&self) -> Option<Totals> {
+        self.is_counted.then_some(self.totals)
+    }
+
+    pub(super) fn add(&mut self, more: &Totals) {
+        self.totals.add(more);
+    }
+
+    pub(super) fn subtract(&mut self, less: &Totals) {
+        self.totals.subtract(less);
     }
 }
 
@@ -90,11 +107,26 @@ impl Tally {
     /// # Errors
     /// If it cannot be written.
     pub(super) fn replace(&self, totals: Totals) -> io::Result<()> {
-        // A new one begins anywhere, so that it is not taken for one that was lost.
-        let fresh = u64::from_le_bytes(disk::random_bytes()?) & !1;
+        let fresh = Tally::fresh()?;
         self.update(|found| {
-            Some(Reading { sweeps: found.map_or(fresh, |reading| reading.sweeps), totals })
+            let sweeps = found.map_or(fresh, |reading| reading.sweeps);
+            Some(Reading { sweeps, is_counted: true, totals })
         })
+    }
+
+    /// Makes a tally if there is none to be believed, for sweeps to be counted. Best effort.
+    pub(super) fn begin(&self) {
+        if self.read().is_none()
+            && let Ok(fresh) = Tally::fresh()
+        {
+            let begun = Reading { sweeps: fresh, is_counted: false, totals: Totals::default() };
+            let _ = self.update(|found| Some(found.unwrap_or(begun)));
+        }
+    }
+
+    /// A new one begins anywhere, so that it is not taken for one that was lost.
+    fn fresh() -> io::Result<u64> {
+        Ok(u64::from_le_bytes(disk::random_bytes()?) & !1)
     }
 
     fn update(&self, change: impl FnOnce(Option<Reading>) -> Option<Reading>) -> io::Result<()> {
@@ -115,6 +147,7 @@ impl Tally {
         for (number, at) in numbers.into_iter().zip((8..).step_by(8)) {
             bytes[at..at + 8].copy_from_slice(&number.to_le_bytes());
         }
+        bytes[48] = u8::from(reading.is_counted);
         let checksum = blake3::keyed_hash(&self.key, &bytes[..BODY_BYTES]);
         bytes[BODY_BYTES..].copy_from_slice(checksum.as_bytes());
         bytes
@@ -131,7 +164,7 @@ impl Tally {
             blobs: number(32),
             blob_bytes: number(40),
         };
-        let reading = Reading { sweeps: number(8), totals };
+        let reading = Reading { sweeps: number(8), is_counted: bytes[48] == 1, totals };
         (self.encode(&reading) == bytes).then_some(reading)
     }
 }
@@ -160,11 +193,13 @@ mod tests {
         assert_eq!(tally.read(), None);
         tally.change(|reading| reading.sweeps += 1);
         assert_eq!(tally.read(), None, "there is nothing to change");
+        tally.begin();
+        assert_eq!(tally.read().map(|reading| reading.totals()), Some(None), "not counted yet");
         let totals = Totals { entries: 1, manifest_bytes: 4096, blobs: 2, blob_bytes: 8192 };
         tally.replace(totals).expect("written");
-        tally.change(|reading| reading.totals.add(&totals));
+        tally.change(|reading| reading.add(&totals));
         let reading = tally.read().expect("written");
-        assert_eq!(reading.totals.bytes(), 2 * (4096 + 8192));
+        assert_eq!(reading.totals().map(|totals| totals.bytes()), Some(2 * (4096 + 8192)));
         assert_eq!(reading.sweeps % 2, 0);
         assert_eq!(open(2).read(), None, "another boot");
         let path = folder.path().join(layout::TALLY);
