@@ -9,6 +9,7 @@
 //! cargo bench --bench trees -- [OPTIONS] [SUBSTRING..]
 //!   --place NAME=DIR[,NAME=DIR..]  where to work [default: LARDER_TEST_FILESYSTEMS]
 //!   --rows SUBSTRING[,..]          only rows whose names contain one of these
+//!   --information SUBSTRING[,..]   no bound for rows or measures that contain one of these
 //!   --pairs N                      how often each row is repeated [default: 7]
 //!   --quick                        smaller trees, three pairs, no real target directory
 //!   --target-dir DIR               a real Cargo target directory, for the rows with W3

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Measures Larder against its floors on fresh ext4, xfs and btrfs. Needs root and some 30 GB; takes
-# a few minutes with `--quick`, else much longer.
+# Measures Larder against its floors on fresh ext4, xfs and btrfs. Needs root and some 30 GB, 8 GB
+# with `--quick`; takes a few minutes with that, else much longer.
 #
 #   scripts/bench.sh [OPTION..]               images go to a temporary folder
 #   scripts/bench.sh --images DIR [OPTION..]  images go to DIR, which is made and removed
@@ -51,9 +51,10 @@ command -v b3sum >/dev/null 2>&1 || cargo install --locked --quiet --root "$tool
 # nothing but the measuring happens once the images are there.
 cargo bench --locked --quiet --bench trees --no-run
 quick=
+size=8G
 for option in "$@"; do
     case $option in
-    --quick | --test) quick=1 ;;
+    --quick | --test) quick=1 size=2G ;;
     esac
 done
 if [ -z "$quick" ]; then
@@ -62,7 +63,7 @@ if [ -z "$quick" ]; then
     set -- --target-dir "$place/target" "$@"
 fi
 
-found=$(sh scripts/filesystems.sh up "$images" 8G)
+found=$(sh scripts/filesystems.sh up "$images" "$size")
 LARDER_TEST_FILESYSTEMS=${found#LARDER_TEST_FILESYSTEMS=}
 export LARDER_TEST_FILESYSTEMS
 cargo bench --locked --quiet --bench trees -- "$@"

@@ -20,6 +20,8 @@ pub(crate) struct Options {
     pub(crate) places: Vec<(String, PathBuf)>,
     /// Parts of names of rows; all rows if there are none.
     pub(crate) rows: Vec<String>,
+    /// Parts of rows or measures whose bounds are not enforced.
+    pub(crate) information: Vec<String>,
     pub(crate) slack: f64,
     pub(crate) csv: Option<PathBuf>,
     pub(crate) target_folder: Option<PathBuf>,
@@ -37,6 +39,7 @@ impl Options {
             pairs: 0,
             places: Vec::new(),
             rows: Vec::new(),
+            information: Vec::new(),
             slack: 1.0,
             csv: None,
             target_folder: None,
@@ -53,7 +56,8 @@ impl Options {
                 "--pairs" => options.pairs = number(&argument, &value()?)?,
                 "--slack" => options.slack = number(&argument, &value()?)?,
                 "--place" => places = value()?,
-                "--rows" => options.rows.extend(value()?.split(',').map(str::to_owned)),
+                "--rows" => options.rows.extend(list(&value()?)),
+                "--information" => options.information.extend(list(&value()?)),
                 "--csv" => options.csv = Some(value()?.into()),
                 "--target-dir" => options.target_folder = Some(value()?.into()),
                 flag if flag.starts_with('-') => return Err(format!("there is no option {flag}")),
@@ -76,10 +80,20 @@ impl Options {
         Ok(options)
     }
 
+    /// Whether this measure of this row is shown beside its bound, but not held to it.
+    pub(crate) fn only_informs(&self, row: &str, measure: &str) -> bool {
+        let is_named = |part: &String| row.contains(part) || measure.contains(part);
+        self.information.iter().any(is_named)
+    }
+
     /// Whether the row of this name was asked for.
     pub(crate) fn selects(&self, row: &str) -> bool {
         self.rows.is_empty() || self.rows.iter().any(|part| row.contains(part.as_str()))
     }
+}
+
+fn list(text: &str) -> impl Iterator<Item = String> {
+    text.split(',').map(str::to_owned)
 }
 
 fn number<T: std::str::FromStr>(argument: &str, text: &str) -> Result<T, String> {

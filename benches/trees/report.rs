@@ -91,12 +91,14 @@ impl<'a> Report<'a> {
             Bound::MoreMilliseconds(bound) => (larder - floor, bound),
         };
         // A floor of no time at all, which tiny workloads have, says nothing.
-        let is_over = value > limit * self.options.slack && self.options.scale != Scale::Smoke;
-        let verdict = match line.bound {
-            Bound::Information => "",
-            _ if self.options.scale == Scale::Smoke => "",
-            _ if is_over => "OVER",
-            _ => "OK",
+        let is_judged = self.options.scale != Scale::Smoke
+            && !matches!(line.bound, Bound::Information)
+            && !self.options.only_informs(line.row, line.measure);
+        let is_over = is_judged && value > limit * self.options.slack;
+        let verdict = match (is_judged, is_over) {
+            (false, _) => "",
+            (true, true) => "OVER",
+            (true, false) => "OK",
         };
         self.over += usize::from(is_over);
         self.lines += 1;

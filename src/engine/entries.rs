@@ -22,6 +22,9 @@ use std::path::PathBuf;
 /// A manifest of more bytes than this is neither written nor read: some three million outputs.
 const MANIFEST_BYTES_MAX: u64 = 256 << 20;
 
+/// A manifest of at most so many bytes (some 500 outputs) is read faster than an index is opened.
+const DIRECT_BYTES_MAX: u64 = 64 << 10;
+
 /// A manifest that is written and has no name yet.
 #[derive(Debug)]
 pub(super) struct StagedManifest<'a> {
@@ -46,21 +49,26 @@ impl Cache {
     /// # Errors
     /// If the manifest cannot be read for a reason other than its absence or damage.
     pub fn lookup(&self, task: &TaskDigest) -> Result<Option<Hit>> {
-        let row = self.inner.index.get(task);
+        let index = &self.inner.index;
         let Some(stat) = self.stat_manifest(task)? else {
-            if row.is_some() {
-                self.inner.index.note(Change::Remove(*task));
+            if index.is_open() && index.get(task).is_some() {
+                index.note(Change::Remove(*task));
             }
             return Ok(None);
         };
         self.inner.uses.note(task, false);
+        // To open the index costs several syncs; a process that asks for little reads the manifests.
+        let uses_index = stat.size_bytes > DIRECT_BYTES_MAX || index.is_worth_opening();
+        let row = if uses_index { index.get(task) } else { None };
         if let Some(row) = row.filter(|row| row.manifest == stat.stamp()) {
             return Ok(Some(Hit { duration_ms: row.duration_ms, exit_code: row.exit_code }));
         }
         let Some((manifest, stat)) = self.read_manifest(task)? else {
             return Ok(None);
         };
-        self.inner.index.note(Change::Put(*task, row_of(&manifest, &stat)));
+        if uses_index {
+            index.note(Change::Put(*task, row_of(&manifest, &stat)));
+        }
         Ok(Some(Hit { duration_ms: manifest.duration_ms, exit_code: manifest.exit_code }))
     }
 

@@ -46,7 +46,7 @@ impl Cache {
         let workspace = workspace.map(|path| self.link_support(path)).transpose()?;
         Ok(Health {
             store_filesystem: name,
-            has_index: self.inner.index.is_open(),
+            has_index: self.inner.index.answers(),
             is_writable,
             workspace,
         })

@@ -32,7 +32,7 @@ use redb::{ConcurrencyMode, Database, ReadableDatabase};
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockWriteGuard};
 
 /// One change to the index.
@@ -54,6 +54,8 @@ pub(crate) struct Index {
     /// What is not committed yet; `None` removes a row.
     waiting: Mutex<HashMap<TaskDigest, Option<Row>>>,
     was_set_aside: AtomicBool,
+    /// How often somebody did without.
+    questions: AtomicUsize,
 }
 
 #[derive(Debug)]
@@ -95,7 +97,17 @@ impl Index {
             state: RwLock::new(State::Closed),
             waiting: Mutex::default(),
             was_set_aside: AtomicBool::new(false),
+            questions: AtomicUsize::new(0),
         }
+    }
+
+    /// Whether a question should open it: after some that went without.
+    pub(crate) fn is_worth_opening(&self) -> bool {
+        /// What an open costs, in manifests that are read.
+        const QUESTIONS_MAX: usize = 16;
+        self.is_open()
+            || !self.lock_waiting().is_empty()
+            || self.questions.fetch_add(1, Ordering::Relaxed) >= QUESTIONS_MAX
     }
 
     /// The row of a task, if there is one that checks. Microseconds.
@@ -221,9 +233,14 @@ impl Index {
         let _ = self.root.unlink(layout::INDEX.as_ref());
     }
 
-    /// Whether the index answers.
-    pub(crate) fn is_open(&self) -> bool {
+    /// Opens the index, if it can be. Whether it answers now.
+    pub(crate) fn answers(&self) -> bool {
         self.ensure_open();
+        self.is_open()
+    }
+
+    /// Whether the index has been opened.
+    pub(crate) fn is_open(&self) -> bool {
         matches!(*self.state.read().unwrap_or_else(PoisonError::into_inner), State::Open { .. })
     }
 
