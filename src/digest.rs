@@ -7,7 +7,9 @@
 //! What a task depends on has a digest of its own type, [`crate::TaskDigest`], so that the two
 //! cannot be swapped.
 
+use std::collections::{HashMap, HashSet};
 use std::fmt;
+use std::hash::{BuildHasherDefault, Hasher};
 use std::str::FromStr;
 
 /// The BLAKE3 hash of some content ([BLAKE3 specification](https://github.com/BLAKE3-team/BLAKE3-specs), 2020).
@@ -46,6 +48,35 @@ impl Digest {
         let mut text = self.to_string();
         text.truncate(12);
         text
+    }
+}
+
+/// A map whose keys are digests, or begin with one.
+pub(crate) type DigestMap<K, V> = HashMap<K, V, BuildHasherDefault<DigestHasher>>;
+/// A set of digests, or of what begins with one.
+pub(crate) type DigestSet<K> = HashSet<K, BuildHasherDefault<DigestHasher>>;
+
+/// The bits of a digest are spread well already; the first eight bytes are its hash.
+#[derive(Debug, Default, Clone, Copy)]
+pub(crate) struct DigestHasher(u64);
+
+impl Hasher for DigestHasher {
+    fn write(&mut self, bytes: &[u8]) {
+        if let Some(first) = bytes.first_chunk::<8>() {
+            self.0 ^= u64::from_le_bytes(*first);
+        }
+    }
+
+    /// What comes beside a digest, such as a mode.
+    fn write_u32(&mut self, number: u32) {
+        self.0 = self.0.rotate_left(32) ^ u64::from(number);
+    }
+
+    /// The length of a digest says nothing.
+    fn write_usize(&mut self, _: usize) {}
+
+    fn finish(&self) -> u64 {
+        self.0
     }
 }
 

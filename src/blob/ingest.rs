@@ -12,12 +12,13 @@
 
 use super::stamps::{Entry, StampView};
 use super::{BlobStore, Proof};
-use crate::digest::Digest;
+use crate::digest::{Digest, DigestSet};
 use crate::disk::{self, FileStat, Placed, Stamp, Timestamp, layout::Shard};
 use crate::error::{Context, Error, Result};
 use crate::options::{Durability, VerifyLevel};
-use std::collections::{BTreeSet, HashSet};
+use std::collections::BTreeSet;
 use std::fs::File;
+use std::hash::BuildHasherDefault;
 use std::io::{self, Write};
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
@@ -47,7 +48,7 @@ pub(crate) struct Batch<'a> {
     blobs: &'a BlobStore,
     durability: Durability,
     view: StampView,
-    seen: Mutex<HashSet<(Digest, u32)>>,
+    seen: Mutex<DigestSet<(Digest, u32)>>,
     published: Mutex<Vec<Published>>,
     /// Number of all that was published, and their blocks in bytes.
     totals: Mutex<(u64, u64)>,
@@ -79,7 +80,10 @@ impl BlobStore {
             blobs: self,
             durability,
             view: self.view(blobs),
-            seen: Mutex::default(),
+            seen: Mutex::new(DigestSet::with_capacity_and_hasher(
+                blobs,
+                BuildHasherDefault::default(),
+            )),
             published: Mutex::default(),
             totals: Mutex::default(),
             unsynced: Mutex::default(),

@@ -50,12 +50,8 @@ impl Cache {
     /// If the manifest cannot be read for a reason other than its absence or damage.
     pub fn lookup(&self, task: &TaskDigest) -> Result<Option<Hit>> {
         let index = &self.inner.index;
-        let Some(stat) = self.stat_manifest(task)? else {
-            if index.is_open() && index.get(task).is_some() {
-                index.note(Change::Remove(*task));
-            }
-            return Ok(None);
-        };
+        // Whatever the index says, without a manifest there is no entry.
+        let Some(stat) = self.stat_manifest(task)? else { return Ok(None) };
         self.inner.uses.note(task, false);
         // To open the index costs several syncs; a process that asks for little reads the manifests.
         let uses_index = stat.size_bytes > DIRECT_BYTES_MAX || index.is_worth_opening();

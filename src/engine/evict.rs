@@ -10,11 +10,11 @@ use super::tally::Totals;
 use super::uses::LastUse;
 use super::value::Worth;
 use crate::cancel::Cancel;
+use crate::digest::DigestSet;
 use crate::disk::{self, Space, Stamp, layout};
 use crate::error::{Context, Result};
 use crate::key::TaskDigest;
 use crate::options::{Limit, Limits};
-use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 /// So many entries are removed at once.
@@ -158,7 +158,7 @@ impl Cache {
             bounds: Bounds::of(&options.limits, self.space()?),
             wanted: None,
             age_seconds_max: options.limits.age_seconds_max,
-            used: HashSet::new(),
+            used: DigestSet::default(),
             is_dry_run: options.is_dry_run,
             ends_at: options.budget.and_then(|budget| began.checked_add(budget)),
             freed_inodes: 0.0,
@@ -192,7 +192,7 @@ impl Cache {
     }
 
     /// Keeps the store's own limits. Cheap if they are not exceeded. What was used just now goes last.
-    pub(super) fn enforce_limits(&self, used: HashSet<TaskDigest>) -> Result<()> {
+    pub(super) fn enforce_limits(&self, used: DigestSet<TaskDigest>) -> Result<()> {
         /// Up to this much above a limit others go on while one process evicts.
         const SLACK_PERCENT: u64 = 10;
         let limits = &self.inner.options.limits;
@@ -240,7 +240,7 @@ impl Cache {
             bounds: Bounds::of(&Limits::none(), self.space()?),
             wanted: Some(wanted),
             age_seconds_max: None,
-            used: HashSet::new(),
+            used: DigestSet::default(),
             is_dry_run: false,
             ends_at: None,
             freed_inodes: 0.0,
@@ -289,7 +289,7 @@ struct Eviction<'a> {
     /// What is to be freed, whatever the bounds say, or nothing at all.
     wanted: Option<Need>,
     age_seconds_max: Option<u64>,
-    used: HashSet<TaskDigest>,
+    used: DigestSet<TaskDigest>,
     is_dry_run: bool,
     ends_at: Option<Instant>,
     /// Of a dry run: what would be freed.

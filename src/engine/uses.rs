@@ -6,9 +6,9 @@
 //! a batch that is lost, a filesystem that keeps whole seconds, and a reader that moves access
 //! times cost accuracy, nothing else.
 
+use crate::digest::{DigestMap, DigestSet};
 use crate::disk::{self, FileStat, Timestamp, layout::Shard};
 use crate::key::TaskDigest;
-use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Above this the nanoseconds were set by somebody else.
@@ -20,7 +20,7 @@ const TASKS_MAX: usize = 65_536;
 
 /// What this process used and has not written yet.
 #[derive(Debug, Default)]
-pub(super) struct Uses(Mutex<HashMap<TaskDigest, u32>>);
+pub(super) struct Uses(Mutex<DigestMap<TaskDigest, u32>>);
 
 /// What a manifest's access time tells.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,18 +55,18 @@ impl Uses {
         }
     }
 
-    fn take(&self) -> HashMap<TaskDigest, u32> {
+    fn take(&self) -> DigestMap<TaskDigest, u32> {
         std::mem::take(&mut *self.lock())
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<TaskDigest, u32>> {
+    fn lock(&self) -> MutexGuard<'_, DigestMap<TaskDigest, u32>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl super::Inner {
     /// Writes what was noted, and returns whose entries that concerns. Best effort.
-    pub(super) fn flush_uses(&self) -> HashSet<TaskDigest> {
+    pub(super) fn flush_uses(&self) -> DigestSet<TaskDigest> {
         let now = disk::now();
         let noted = self.uses.take();
         for (task, more) in &noted {

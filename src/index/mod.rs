@@ -26,10 +26,10 @@ pub(crate) use record::Row;
 
 use seal::Seal;
 
+use crate::digest::DigestMap;
 use crate::disk::{self, Dir, FileKind, Placed, layout};
 use crate::key::TaskDigest;
 use redb::{ConcurrencyMode, Database, ReadableDatabase};
-use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -52,7 +52,7 @@ pub(crate) struct Index {
     cache_bytes: usize,
     state: RwLock<State>,
     /// What is not committed yet; `None` removes a row.
-    waiting: Mutex<HashMap<TaskDigest, Option<Row>>>,
+    waiting: Mutex<DigestMap<TaskDigest, Option<Row>>>,
     was_set_aside: AtomicBool,
     /// How often somebody did without.
     questions: AtomicUsize,
@@ -429,7 +429,7 @@ impl Index {
         self.state.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn lock_waiting(&self) -> MutexGuard<'_, HashMap<TaskDigest, Option<Row>>> {
+    fn lock_waiting(&self) -> MutexGuard<'_, DigestMap<TaskDigest, Option<Row>>> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
