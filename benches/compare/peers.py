@@ -58,7 +58,7 @@ class Peer:
 
 def larder_with(*options: str) -> dict[str, list[str] | str]:
     """The operations of Larder's own commands."""
-    larder = ["{larder}", "--store", "{store}"]
+    larder = ["{larder}", "--store", "{store}", "--max-size", "none"]
     restore = [*larder, "restore", "two", "--workspace", "{workspace}", *options]
     return {
         "store": [*larder, "store", "one", "--workspace", "{source}", "-o", "tree"],
@@ -250,10 +250,10 @@ PEERS = [
         "larder",
         "larder",
         runner(
-            "cd {workspace}/app && {larder} --store {store} run -q -i input.txt -o tree -- "
+            "cd {workspace}/app && {larder} --store {store} --max-size none run -q -i input.txt -o tree -- "
             + TASK
         ),
-        "cd {workspace}/app && {larder} --store {store} run -q -i input.txt -- true",
+        "cd {workspace}/app && {larder} --store {store} --max-size none run -q -i input.txt -- true",
         work="Larder as a task runner's peer: it hashes input and program where they changed, and on a miss "
         "starts the task and captures what it prints.",
     ),

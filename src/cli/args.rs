@@ -124,6 +124,12 @@ pub(super) struct Run {
     pub(super) policy: Option<Policy>,
     #[command(flatten)]
     pub(super) links: Links,
+    /// How long to wait for another process that runs the same command, such as 1h.
+    #[arg(long, value_name = "TIME", default_value = "10m")]
+    pub(super) wait: humantime::Duration,
+    /// Run the command at once, whoever runs the same one.
+    #[arg(long, conflicts_with = "wait")]
+    pub(super) no_wait: bool,
     /// Remove the declared outputs before the command runs.
     #[arg(long)]
     pub(super) clean: bool,

@@ -3,6 +3,7 @@
 use super::args::Global;
 use super::print::{Printer, bytes, count};
 use super::{Failure, Status, open_cache};
+use larder::Stats;
 use serde_json::json;
 use std::path::Path;
 
@@ -22,7 +23,7 @@ pub(super) fn main(global: &Global, printer: &Printer) -> Result<Status, Failure
                         count(stats.linked_blobs)
                     ),
                 ),
-                ("on disk", bytes(stats.total_bytes())),
+                ("on disk", format!("{}{}", bytes(stats.total_bytes()), limit(&stats))),
                 ("  blobs", bytes(stats.blob_bytes)),
                 ("  manifests", bytes(stats.manifest_bytes)),
                 ("  index", bytes(stats.index_bytes)),
@@ -35,6 +36,7 @@ pub(super) fn main(global: &Global, printer: &Printer) -> Result<Status, Failure
                         count(stats.quarantined)
                     ),
                 ),
+                ("  other", bytes(stats.other_bytes)),
             ];
             rows.map(|(name, value)| format!("{name:<13} {value}")).join("\n")
         },
@@ -51,8 +53,14 @@ pub(super) fn main(global: &Global, printer: &Printer) -> Result<Status, Failure
                 "staging_bytes": stats.staging_bytes,
                 "quarantined": stats.quarantined,
                 "quarantine_bytes": stats.quarantine_bytes,
+                "other_bytes": stats.other_bytes,
+                "size_bytes_max": stats.size_bytes_max,
             })
         },
     );
     Ok(Status::Done)
+}
+
+fn limit(stats: &Stats) -> String {
+    stats.size_bytes_max.map_or_else(String::new, |max| format!(" of at most {}", bytes(max)))
 }

@@ -13,6 +13,7 @@
 //!   tally                 what entries and blobs take, and how often blobs were swept; can be lost
 //!   marking               which blobs were committed since a collector began to look; its own
 //!   condemned/            large blobs that were swept, until their blocks are given back
+//!   builds/<hex>          flocked while a process builds the task of that name
 //!   holds/<hex>           flocked while outputs that a restore returned are held: their blobs
 //!   barrier.lock          flock: while the filesystem is synced
 //!   index.redb            task digest -> stamp of its manifest; can be lost
@@ -61,10 +62,11 @@ pub(crate) const LEDGERS: &str = "ledgers";
 pub(crate) const QUARANTINE: &str = "quarantine";
 pub(crate) const CONDEMNED: &str = "condemned";
 pub(crate) const HOLDS: &str = "holds";
+pub(crate) const BUILDS: &str = "builds";
 
 /// The folders of a store, in the order in which they are made.
-pub(crate) const FOLDERS: [&str; 8] =
-    [BLOBS, MANIFESTS, STAGING, LEASES, LEDGERS, QUARANTINE, CONDEMNED, HOLDS];
+pub(crate) const FOLDERS: [&str; 9] =
+    [BLOBS, MANIFESTS, STAGING, LEASES, LEDGERS, QUARANTINE, CONDEMNED, HOLDS, BUILDS];
 
 /// How every file that we put into a workspace for the time of a restore is named.
 pub(crate) const RESTORE_PREFIX: &str = ".larder-restore-";

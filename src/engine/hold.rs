@@ -4,21 +4,20 @@
 //! changed. It counts as long as its lock is held, so it ends with its holder, however that ends.
 //! It is made in a shared section, so a collector either sees it or had removed the blobs before.
 
+use super::Cache;
 use super::mark::tag_of;
-use super::{Cache, Inner};
 use crate::cancel::Cancel;
-use crate::disk::{self, Lock, LockMode, layout};
+use crate::disk::{self, Dir, Lock, LockMode, layout};
 use crate::error::{Context, Result};
 use crate::manifest::Manifest;
 use std::collections::HashSet;
 use std::ffi::OsString;
 use std::io::{self, Write};
-use std::sync::Arc;
 
 /// The blobs of an entry, held as long as this lives.
 #[derive(Debug)]
 pub(super) struct Hold {
-    store: Arc<Inner>,
+    folder: Dir,
     name: OsString,
     _lock: Lock,
 }
@@ -26,7 +25,7 @@ pub(super) struct Hold {
 impl Drop for Hold {
     fn drop(&mut self) {
         // Best effort: once nobody holds the lock, a collector removes it.
-        let _ = self.store.holds.unlink(&self.name);
+        let _ = self.folder.unlink(&self.name);
     }
 }
 
@@ -39,23 +38,24 @@ impl Cache {
             tags.extend_from_slice(&tag_of(&blob.digest, mode).to_le_bytes());
         }
         let _section = self.enter(LockMode::Shared, &Cancel::new()).ok()?;
+        let folder = self.folder(layout::HOLDS).ok()?;
         let name = OsString::from(disk::random_name().ok()?);
         let made = (|| -> io::Result<Option<Lock>> {
-            let mut file = self.inner.holds.create_new(&name, 0o600)?;
+            let mut file = folder.create_new(&name, 0o600)?;
             file.write_all(&tags)?;
             Lock::try_acquire(file, LockMode::Exclusive)
         })();
         let Ok(Some(lock)) = made else {
-            let _ = self.inner.holds.unlink(&name);
+            let _ = folder.unlink(&name);
             return None;
         };
-        Some(Hold { store: Arc::clone(&self.inner), name, _lock: lock })
+        Some(Hold { folder, name, _lock: lock })
     }
 
     /// The tags of all blobs that are held by holds that are not in `known`, to which they are added.
     /// Removes what dead holders left. In an exclusive section.
     pub(super) fn new_holds(&self, known: &mut HashSet<OsString>) -> Result<Vec<u64>> {
-        let folder = &self.inner.holds;
+        let folder = self.folder(layout::HOLDS)?;
         let place = || self.inner.path.join(layout::HOLDS);
         let mut tags = Vec::new();
         for (name, _) in folder.entries().context("list", place)? {

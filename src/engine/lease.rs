@@ -98,17 +98,18 @@ impl Cache {
         lock.context("lock", path)?.ok_or(Error::Cancelled)
     }
 
-    /// Removes the files of leases that nobody holds.
-    pub(super) fn sweep_leases(&self) -> Result<()> {
-        let place = || self.inner.path.join(layout::LEASES);
-        for (name, _) in self.inner.leases.entries().context("list", place)? {
-            let Ok((file, _)) = self.inner.leases.open_for_update(&name) else {
+    /// Removes the files in a folder of locks that nobody holds.
+    pub(super) fn sweep_locks(&self, name: &'static str) -> Result<()> {
+        let place = || self.inner.path.join(name);
+        let folder = self.folder(name)?;
+        for (name, _) in folder.entries().context("list", place)? {
+            let Ok((file, _)) = folder.open_for_update(&name) else {
                 continue;
             };
             if let Some(_lock) =
                 Lock::try_acquire(file, LockMode::Exclusive).context("lock", place)?
             {
-                self.inner.leases.unlink(&name).context("remove", || place().join(&name))?;
+                folder.unlink(&name).context("remove", || place().join(&name))?;
             }
         }
         Ok(())

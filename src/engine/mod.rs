@@ -6,12 +6,13 @@
 //!
 //! # Locks, in the order in which they are taken
 //! 1. `in-use`, shared, from open to drop; exclusive only in `destroy`, which never waits for it.
-//! 2. `leases/<place>`: the roots of a workspace, in the order of their paths; exclusive to
+//! 2. `builds/<task>`: one builder of a task, who may hold it as long as the task runs.
+//! 3. `leases/<place>`: the roots of a workspace, in the order of their paths; exclusive to
 //!    restore, shared to store; shared on everything above a root.
-//! 3. `evict.lock`: one collector, or repair, at a time. Never waited for by one who has the next.
-//! 4. `gate`, then `lock`: shared while a store commits, exclusive while something is removed; for
+//! 4. `evict.lock`: one collector, or repair, at a time. Never waited for by one who has the next.
+//! 5. `gate`, then `lock`: shared while a store commits, exclusive while something is removed; for
 //!    milliseconds (`section`). Then the tally's own lock, and that of `marking`.
-//! 5. `barrier.lock`, then `identity.lock`, then the identity's mutex; the index's own locks, then
+//! 6. `barrier.lock`, then `identity.lock`, then the identity's mutex; the index's own locks, then
 //!    redb's; the other mutexes of the modules below: each held for one sync, one file's
 //!    replacement, one commit, one field. Between these groups none is held while one of another
 //!    group is taken.
@@ -24,6 +25,7 @@ mod clean;
 mod destroy;
 mod entries;
 mod evict;
+mod flight;
 mod health;
 mod hold;
 mod inputs;
@@ -47,6 +49,7 @@ pub use clean::remove_outputs;
 pub use destroy::destroy;
 pub use entries::Hit;
 pub use evict::{EvictOptions, Evicted, Usage};
+pub use flight::{Claim, Flight};
 pub use health::{Health, LinkSupport};
 pub use inputs::InputContent;
 pub use logs::TaskLogs;
@@ -115,8 +118,6 @@ struct Inner {
     leases: Dir,
     /// `None` in a store that we may only read and that never had any.
     ledgers: Option<Ledgers>,
-    condemned: Dir,
-    holds: Dir,
     tally: Tally,
     uses: Uses,
     index: Index,
@@ -177,7 +178,6 @@ impl Cache {
         let (manifests, leases) = (folder(layout::MANIFESTS)?, folder(layout::LEASES)?);
         let ledgers = folder(layout::LEDGERS).ok().map(|folder| Ledgers::new(folder, &identity));
         let tally = Tally::new(again()?, &identity);
-        let (condemned, holds) = (folder(layout::CONDEMNED)?, folder(layout::HOLDS)?);
         let inner = Inner {
             path,
             root,
@@ -187,8 +187,6 @@ impl Cache {
             manifests,
             leases,
             ledgers,
-            condemned,
-            holds,
             tally,
             uses: Uses::default(),
             index,
@@ -235,6 +233,12 @@ impl Cache {
             self.inner.has_unsynced.fetch_or(!is_raised, Ordering::Relaxed);
         }
         Ok(())
+    }
+
+    /// Opens a folder of the store.
+    fn folder(&self, name: &'static str) -> Result<Dir> {
+        let opened = self.inner.root.open_child(name.as_ref());
+        opened.context("open", || self.inner.path.join(name))
     }
 
     fn may_write(&self) -> bool {

@@ -245,7 +245,8 @@ impl Cache {
                 root.unlink(&name).context("remove", || self.inner.path.join(&name))?;
             }
         }
-        self.sweep_leases()
+        self.sweep_locks(layout::LEASES)?;
+        self.sweep_locks(layout::BUILDS)
     }
 
     /// The files that a scrub will read, for a progress bar: bytes in all blobs.

@@ -27,6 +27,10 @@ pub struct Stats {
     pub quarantined: u64,
     /// Blocks of those, in bytes.
     pub quarantine_bytes: u64,
+    /// Blocks of everything else, in bytes: ledgers, leases, holds, what was just swept.
+    pub other_bytes: u64,
+    /// The largest size that the store's limits allow, in bytes; `None` without such a limit.
+    pub size_bytes_max: Option<u64>,
 }
 
 impl Stats {
@@ -37,6 +41,7 @@ impl Stats {
             + self.index_bytes
             + self.staging_bytes
             + self.quarantine_bytes
+            + self.other_bytes
     }
 }
 
@@ -65,6 +70,9 @@ impl Cache {
             self.inner.index.allocated_bytes() + stamps.map_or(0, |stat| stat.allocated_bytes);
         (_, stats.staging_bytes) = self.folder_usage(layout::STAGING)?;
         (stats.quarantined, stats.quarantine_bytes) = self.folder_usage(layout::QUARANTINE)?;
+        let counted = stats.index_bytes + stats.staging_bytes + stats.quarantine_bytes;
+        stats.other_bytes = self.other_bytes()?.saturating_sub(counted);
+        stats.size_bytes_max = self.usage()?.size_bytes_max;
         Ok(stats)
     }
 

@@ -71,6 +71,7 @@ pub(super) struct Sweeper<'a> {
     cache: &'a Cache,
     cancel: &'a Cancel,
     _evict: Lock,
+    condemned: Dir,
     marking: File,
     marking_bytes: u64,
     holds: HashSet<OsString>,
@@ -115,6 +116,7 @@ impl Cache {
             cache: self,
             cancel,
             _evict: evict,
+            condemned: self.folder(layout::CONDEMNED)?,
             marking,
             marking_bytes: MARKING_HEADER_BYTES,
             holds: HashSet::new(),
@@ -182,8 +184,9 @@ impl Cache {
     /// Gives back the blocks of what was swept.
     fn empty_condemned(&self) -> Result<()> {
         let place = || self.inner.path.join(layout::CONDEMNED);
-        for (name, _) in self.inner.condemned.entries().context("list", place)? {
-            let removed = self.inner.condemned.unlink(&name);
+        let condemned = self.folder(layout::CONDEMNED)?;
+        for (name, _) in condemned.entries().context("list", place)? {
+            let removed = condemned.unlink(&name);
             removed.context("remove", || place().join(&name))?;
         }
         Ok(())
@@ -350,7 +353,7 @@ impl Sweeper<'_> {
             };
             let place = || cache.inner.path.join(layout::CONDEMNED);
             for name in condemned {
-                let removed = cache.inner.condemned.unlink(&name);
+                let removed = self.condemned.unlink(&name);
                 removed.context("remove", || place().join(&name))?;
             }
         }
@@ -369,7 +372,7 @@ impl Sweeper<'_> {
             } else {
                 let name = disk::random_name().context("name", || layout::CONDEMNED)?;
                 let name = OsString::from(name);
-                blobs.move_to(digest, *mode, &self.cache.inner.condemned, &name)?;
+                blobs.move_to(digest, *mode, &self.condemned, &name)?;
                 condemned.push(name);
             }
             swept.blobs += 1;

@@ -1,11 +1,12 @@
 //! Exec: run the command, stream what it writes, and keep a copy in the order in which it was read.
 
 use super::super::logs::replay;
+use super::turn;
 use larder::{Cancel, LogPiece, TaskLogs};
 use rustix::process::{Pid, Signal, kill_process};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::{Handle, Signals};
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io::{self, Read, Write};
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
@@ -120,15 +121,18 @@ fn ignored_signals() -> u64 {
     mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0)
 }
 
-/// Runs the command with stdin from /dev/null; streams its output live and keeps a copy.
+/// Runs the command with stdin from /dev/null; streams its output live and keeps a copy. `above` is
+/// what it sees of the keys that it is run for.
 pub(super) fn run(
     command: &[OsString],
     directory: &Path,
+    above: &OsStr,
     watcher: &Watcher,
 ) -> io::Result<Finished> {
     let started = Instant::now();
     let mut child = Command::new(&command[0])
         .args(&command[1..])
+        .env(turn::VARIABLE, above)
         .current_dir(directory)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())

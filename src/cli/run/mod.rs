@@ -6,6 +6,7 @@
 mod exec;
 mod inputs;
 pub(in crate::cli) mod parts;
+mod turn;
 
 use super::args::{Global, Policy, Run, Stdin};
 use super::print::{Printer, bytes, chain, counted, duration};
@@ -231,16 +232,22 @@ impl Plan {
         printer.detail(|| {
             format!("key {} over {}", keyed.key, counted(keyed.inputs.len() as u64, "input"))
         });
+        let mut turn = None;
         if self.policy != Policy::Writeonly {
-            match self.try_hit(args, keyed, printer) {
-                Ok(Some(status)) => {
-                    super::maintain(&keyed.cache, printer);
-                    return ExitCode::from(status);
-                }
-                Ok(None) => {}
-                Err(error) => {
-                    printer.warn(&format!("the entry cannot be restored: {}", chain(&error)));
-                }
+            let mut hit = self.try_hit(args, keyed, printer);
+            if matches!(hit, Ok(None)) && self.policy == Policy::Normal && !args.no_wait {
+                turn = turn::take(&keyed.cache, &keyed.task, &keyed.key, args.wait.into(), printer);
+                // Somebody else may have been faster.
+                hit = self.try_hit(args, keyed, printer);
+            }
+            let hit = hit.unwrap_or_else(|error| {
+                printer.warn(&format!("the entry cannot be restored: {}", chain(&error)));
+                None
+            });
+            if let Some(status) = hit {
+                drop(turn);
+                super::maintain(&keyed.cache, printer);
+                return ExitCode::from(status);
             }
         }
         if let Err(failure) = self.clean(args, printer) {
@@ -248,7 +255,8 @@ impl Plan {
             return Status::Usage.into();
         }
         let started = Watcher::start().and_then(|watcher| {
-            let finished = exec::run(&args.command, &self.directory, &watcher)?;
+            let above = turn::above(&keyed.key);
+            let finished = exec::run(&args.command, &self.directory, &above, &watcher)?;
             Ok((watcher, finished))
         });
         let (watcher, finished) = match started {
@@ -289,6 +297,7 @@ impl Plan {
                 ),
             }
         }
+        drop(turn);
         if !watcher.cancel().is_cancelled() {
             super::maintain(&keyed.cache, printer);
         }
