@@ -84,6 +84,7 @@ fn when_the_builder_is_killed_another_takes_over() {
         finish(other);
     }
     assert_eq!(runs(&lab), 2, "the first, and one of the others");
+    assert!(!lab.path("first/out").exists(), "its command was killed with it");
 }
 
 #[test]

@@ -53,6 +53,9 @@ impl From<Status> for ExitCode {
 
 /// Parses the command line and does what it says.
 pub(crate) fn main() -> ExitCode {
+    if let Some(status) = run::child::main() {
+        return status;
+    }
     let args = Args::parse();
     let printer = Printer::new(args.global.json, args.global.quiet, args.global.verbose);
     if let Command::Run(run) = &args.command {

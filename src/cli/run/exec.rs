@@ -1,7 +1,7 @@
 //! Exec: run the command, stream what it writes, and keep a copy in the order in which it was read.
 
 use super::super::logs::replay;
-use super::turn;
+use super::{child, turn};
 use larder::{Cancel, LogPiece, TaskLogs};
 use rustix::process::{Pid, Signal, kill_process};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
@@ -130,8 +130,7 @@ pub(super) fn run(
     watcher: &Watcher,
 ) -> io::Result<Finished> {
     let started = Instant::now();
-    let mut child = Command::new(&command[0])
-        .args(&command[1..])
+    let mut child = child::command(command)
         .env(turn::VARIABLE, above)
         .current_dir(directory)
         .stdin(Stdio::null())

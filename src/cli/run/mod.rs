@@ -3,6 +3,7 @@
 //! Look the command up by everything it depends on; bring its outputs back, or run it and store
 //! them. Whatever is wrong with the cache, the command runs: one warning, and its own exit status.
 
+pub(in crate::cli) mod child;
 mod exec;
 mod inputs;
 pub(in crate::cli) mod parts;
@@ -261,7 +262,9 @@ impl Plan {
         });
         let (watcher, finished) = match started {
             Ok(started) => started,
-            Err(error) => return self.cannot_run(&args.command[0], &error, printer),
+            Err(error) => {
+                return cannot_run(&args.command[0], &self.directory, &error, printer);
+            }
         };
         if self.policy == Policy::Readonly {
             printer.report(
@@ -380,17 +383,6 @@ impl Plan {
         keyed.cache.store(&keyed.task, &entry, cancel).map_err(|error| chain(&error))
     }
 
-    /// Says why, with a shell's statuses. The system's own answer is not enough: it says "permission
-    /// denied" also where a folder of `PATH` cannot be searched.
-    fn cannot_run(&self, program: &OsStr, error: &io::Error, printer: &Printer) -> ExitCode {
-        if let Err(Trouble::Command(text, status)) = find_program(program, &self.directory) {
-            printer.warn(&text);
-            return ExitCode::from(status);
-        }
-        printer.warn(&format!("cannot run {}: {error}", program.display()));
-        ExitCode::from(NOT_EXECUTABLE)
-    }
-
     /// Runs the command as if there were no larder.
     fn run_uncached(&self, args: &Run, stdin: Stdio, printer: &Printer) -> ExitCode {
         if let Err(failure) = self.clean(args, printer) {
@@ -403,9 +395,20 @@ impl Plan {
         });
         match ran {
             Ok(status) => ExitCode::from(status),
-            Err(error) => self.cannot_run(&args.command[0], &error, printer),
+            Err(error) => cannot_run(&args.command[0], &self.directory, &error, printer),
         }
     }
+}
+
+/// Says why, with a shell's statuses. The system's own answer is not enough: it says "permission
+/// denied" also where a folder of `PATH` cannot be searched.
+fn cannot_run(program: &OsStr, directory: &Path, error: &io::Error, printer: &Printer) -> ExitCode {
+    if let Err(Trouble::Command(text, status)) = find_program(program, directory) {
+        printer.warn(&text);
+        return ExitCode::from(status);
+    }
+    printer.warn(&format!("cannot run {}: {error}", program.display()));
+    ExitCode::from(NOT_EXECUTABLE)
 }
 
 /// A run with its key.

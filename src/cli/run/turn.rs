@@ -32,7 +32,7 @@ pub(super) fn take(
         Claim::Building { process, .. } if limit > notice => {
             let who = process.map_or_else(|| "another".to_owned(), |process| process.to_string());
             printer.note(&format!("process {who} runs the same command; waiting for its result"));
-            cache.claim_within(task, limit - notice, &cancel)
+            cache.claim_within(task, limit.saturating_sub(notice), &cancel)
         }
         claim => Ok(claim),
     });
