@@ -279,11 +279,20 @@ fn a_full_disk_evicts_once_and_goes_on() {
     }
     assert!(is_there(&cache, "small 599"));
     assert_clean(&cache);
+    // A large file goes through the kernel and a map of what has come so far.
+    let source = tempfile::tempdir().expect("a folder elsewhere");
+    common::write(&source.path().join("out"), &noise(5, 5 << 20));
+    common::store(&cache, "file", source.path(), &["out"]);
+    assert!(is_there(&cache, "file"));
     // What cannot fit at all costs nothing.
     let before = cache.stats().expect("stats").entries;
     let mut large = CacheEntry::new(0, 1);
     large.outputs.push(CacheOutput::bytes("out", noise(1, 20 << 20)));
     let refused = cache.store(&task("large"), &large, &Cancel::new());
+    assert!(matches!(refused, Err(larder::Error::Full { .. })), "{refused:?}");
+    common::write(&source.path().join("out"), &noise(6, 20 << 20));
+    let large = CacheEntry::capture(source.path(), &[larder::OutputDeclaration::new("out")]);
+    let refused = cache.store(&task("large"), &large.expect("captured"), &Cancel::new());
     assert!(matches!(refused, Err(larder::Error::Full { .. })), "{refused:?}");
     assert_eq!(cache.stats().expect("stats").entries, before);
 }
@@ -317,6 +326,35 @@ fn a_dedup_hit_survives_a_sweep() {
         evict(&lab.cache, at_most(1));
     }
     assert!(swept_blobs > 0, "the victim went while the other store was under way");
+}
+
+/// A store publishes blobs, another one finds them and commits, the first one gives up.
+#[test]
+fn a_store_that_gives_up_takes_nothing_from_one_that_committed() {
+    let mut given_up = 0;
+    for round in 0..40_u64 {
+        let lab = Lab::with(unlimited());
+        let mut large = CacheEntry::new(0, 1000);
+        large.outputs.extend((0..400).map(|number| {
+            CacheOutput::bytes(format!("out/{number}"), noise(round * 1000 + number, 500))
+        }));
+        let mut small = CacheEntry::new(0, 1000);
+        small.outputs = large.outputs[..20].to_vec();
+        let cancel = Cancel::new();
+        std::thread::scope(|scope| {
+            let first = scope.spawn(|| {
+                let cache = Cache::open(&lab.store_path(), unlimited()).expect("opens");
+                cache.store(&task("large"), &large, &cancel).is_err()
+            });
+            std::thread::sleep(Duration::from_micros(round * 100));
+            lab.cache.store(&task("small"), &small, &Cancel::new()).expect("stored");
+            cancel.cancel();
+            given_up += u32::from(first.join().expect("no panic"));
+        });
+        let restored = lab.restore("small", &lab.path("place"), RestoreOptions::default());
+        assert!(restored.expect("every blob is there").is_some(), "round {round}");
+    }
+    assert!(given_up > 0, "some gave up");
 }
 
 /// The same bytes are stored and swept again and again, by several at once.

@@ -8,8 +8,8 @@ mod common;
 
 use common::{Lab, noise, task};
 use larder::{
-    Cache, CacheEntry, CacheOptions, CacheOutput, Cancel, Error, EvictOptions, Limit, Limits,
-    LinkMode, OutputContent, Repair, RestoreOptions,
+    Cache, CacheEntry, CacheOptions, CacheOutput, Cancel, Durability, Error, EvictOptions, Limit,
+    Limits, LinkMode, OutputContent, Repair, RestoreOptions,
 };
 use std::fs;
 use std::path::Path;
@@ -93,7 +93,9 @@ struct Score {
 }
 
 fn work(place: &Path, seed: u64, end: Instant) -> String {
-    let cache = Cache::open(&place.join("store"), options()).expect("opens");
+    let durability = if seed.is_multiple_of(4) { Durability::Durable } else { Durability::Relaxed };
+    let options = options().with_durability(durability);
+    let cache = Cache::open(&place.join("store"), options).expect("opens");
     let mut dice = Dice::new(seed);
     let mut score = Score::default();
     // Sometimes a workspace that others use, too.
@@ -104,7 +106,8 @@ fn work(place: &Path, seed: u64, end: Instant) -> String {
         let began = Instant::now();
         match dice.below(20) {
             0..7 => {
-                store(&cache, key);
+                let gives_up_after = (dice.below(4) == 0).then(|| dice.below(3000));
+                store(&cache, key, gives_up_after.map(Duration::from_micros));
                 score.stores += 1;
                 score.longest[0] = score.longest[0].max(began.elapsed());
                 cache.maintain().expect("maintained");
@@ -165,13 +168,28 @@ fn work(place: &Path, seed: u64, end: Instant) -> String {
     )
 }
 
-fn store(cache: &Cache, key: u64) {
+fn store(cache: &Cache, key: u64, gives_up_after: Option<Duration>) {
     let mut entry = CacheEntry::new(0, 10 + key * 7).with_stdout(log(key));
     entry.outputs.push(CacheOutput::directory("out"));
     for (path, contents, is_executable) in outputs(key) {
         entry.outputs.push(CacheOutput::bytes(path, contents).with_executable(is_executable));
     }
-    cache.store(&task(&key.to_string()), &entry, &Cancel::new()).expect("stored");
+    let cancel = Cancel::new();
+    let stored = std::thread::scope(|scope| {
+        if let Some(time) = gives_up_after {
+            let cancel = &cancel;
+            scope.spawn(move || {
+                std::thread::sleep(time);
+                cancel.cancel();
+            });
+        }
+        cache.store(&task(&key.to_string()), &entry, &cancel)
+    });
+    match stored {
+        Ok(_) => {}
+        Err(Error::Cancelled) => assert!(gives_up_after.is_some()),
+        Err(error) => panic!("{error:?}"),
+    }
 }
 
 fn check(workspace: &Path, key: u64) {

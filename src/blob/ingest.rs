@@ -225,8 +225,14 @@ impl Batch<'_> {
             Error::io("stage a copy of", path.to_path_buf(), error)
         })?;
         check_unchanged(source, stat, path)?;
-        let is_new = lock(&self.seen).insert((digest, mode))
-            && !self.is_here(&digest, mode, keep_going)?
+        let is_first = lock(&self.seen).insert((digest, mode));
+        let is_here = is_first && self.is_here(&digest, mode, keep_going)?;
+        if is_first && !is_here {
+            // If it was swept: the new inode may look the same, and be in memory only.
+            self.blobs.forget(&[(digest, mode)]);
+        }
+        let is_new = is_first
+            && !is_here
             && self.publish(&mut staged, Published::new(digest, mode, &staged_stat), keep_going)?;
         Ok(Ingested { digest, size_bytes, is_new })
     }
@@ -346,14 +352,12 @@ impl Batch<'_> {
 
 impl Batch<'_> {
     /// Removes what was published and not finished, so that a store that failed on a full disk leaves
-    /// it as full as it was. For a caller that holds the store's lock exclusively: whoever found one
-    /// of these blobs meanwhile, and may need it, has noted its slot. Best effort.
+    /// it as full as it was. For a caller in an exclusive section who knows that nobody has committed
+    /// since the batch began. Best effort.
     pub(crate) fn abandon(&self) {
-        let fresh = self.blobs.view(0);
         for Published { digest, mode, .. } in std::mem::take(&mut *lock(&self.published)) {
-            if self.blobs.stamps.get(&fresh, &digest, mode).is_none() {
-                let _ = self.blobs.remove(&digest, mode);
-            }
+            self.blobs.forget(&[(digest, mode)]);
+            let _ = self.blobs.remove(&digest, mode);
         }
     }
 }
@@ -361,7 +365,7 @@ impl Batch<'_> {
 impl BlobStore {
     fn sync_blob(&self, digest: &Digest, mode: u32) -> Result<()> {
         let Some(blob) = self.open_blob(digest, mode)? else {
-            return Ok(()); // Evicted meanwhile; the restore that misses it says so.
+            return Ok(()); // Swept meanwhile; the store looks again before it commits.
         };
         let synced = blob.file.sync_all();
         if synced.is_err() {

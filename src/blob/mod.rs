@@ -121,9 +121,16 @@ impl BlobStore {
         let mut strangers = 0;
         let blobs = || self.path.join(layout::BLOBS);
         for (folder_name, _) in self.blobs.entries().context("list", blobs)? {
-            let Ok(folder) = self.blobs.open_child(&folder_name) else {
-                strangers += 1;
-                continue;
+            let folder = match self.blobs.open_child(&folder_name) {
+                Err(error)
+                    if error.kind() == io::ErrorKind::NotFound
+                        || disk::is_not_a_directory(&error) =>
+                {
+                    strangers += 1;
+                    continue;
+                }
+                // What lies there may be needed; to pass over it would be to say that it is not there.
+                opened => opened.context("open", || blobs().join(&folder_name))?,
             };
             for (name, _) in folder.entries().context("list", || blobs().join(&folder_name))? {
                 let parsed = match (folder_name.to_str(), name.to_str()) {

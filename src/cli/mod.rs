@@ -23,7 +23,7 @@ mod verify;
 
 use args::{Args, Command};
 use clap::Parser;
-use larder::{Cache, Error, ErrorKind, TaskDigest};
+use larder::{Cache, Cancel, Error, ErrorKind, TaskDigest};
 use print::Printer;
 use settings::Settings;
 use std::path::Path;
@@ -125,7 +125,14 @@ fn parse_key(key: &str) -> Result<TaskDigest, Failure> {
 
 /// What is left to do when the result is out: evicting what is too much, a barrier now and then.
 fn maintain(cache: &Cache, printer: &Printer) {
-    if let Err(error) = cache.maintain() {
+    maintain_until(cache, &Cancel::new(), printer);
+}
+
+/// As [`maintain`], until a signal comes.
+fn maintain_until(cache: &Cache, cancel: &Cancel, printer: &Printer) {
+    if let Err(error) = cache.maintain_until(cancel)
+        && !matches!(error, Error::Cancelled)
+    {
         printer.warn(&format!("the store could not be maintained: {}", print::chain(&error)));
     }
 }

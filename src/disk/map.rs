@@ -14,7 +14,7 @@ use crate::digest::Digest;
 use memmap2::Mmap;
 use std::fs::File;
 use std::io;
-use std::sync::{Condvar, Mutex, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 /// Maps a file of ours that lies in staging.
 fn map(staged: &File) -> io::Result<Mmap> {
@@ -53,49 +53,72 @@ pub(crate) fn copy_to_staged(
     std::thread::scope(|scope| {
         let hashing = std::thread::Builder::new().spawn_scoped(scope, || progress.hash(&map))?;
         let copied = copy_contents(source, staged, stat, capabilities, &mut |copied_bytes| {
-            progress.raise(copied_bytes as usize, false);
+            progress.raise(copied_bytes as usize);
             keep_going()
         });
-        // Also after an error: the hash must end.
-        progress.raise(map.len(), true);
-        let digest = hashing.join().map_err(|_| io::Error::other("the hashing thread panicked"));
-        copied.and(digest)
+        progress.end(map.len(), copied.is_err());
+        let digest = hashing.join().map_err(|_| io::Error::other("the hashing thread panicked"))?;
+        copied?;
+        digest.ok_or_else(|| io::Error::other("the copy ended early"))
     })
 }
 
 /// How far a copy has come.
 #[derive(Debug, Default)]
 struct Progress {
-    copied: Mutex<usize>,
+    copied: Mutex<Copied>,
     raised: Condvar,
 }
 
+#[derive(Debug, Default)]
+struct Copied {
+    bytes: usize,
+    /// What lies beyond is a hole for ever. To read one through a map fills it, and on a full
+    /// filesystem that is a SIGBUS.
+    is_failed: bool,
+}
+
 impl Progress {
-    /// Tells how many bytes are there; at the end, or now and then.
-    fn raise(&self, copied_bytes: usize, is_end: bool) {
+    /// Tells now and then how many bytes are there.
+    fn raise(&self, copied_bytes: usize) {
         /// Large enough that waking the other thread does not count, small enough for a cache.
         const STEP_BYTES: usize = 2 << 20;
-        let mut copied = self.copied.lock().unwrap_or_else(PoisonError::into_inner);
-        if is_end || copied_bytes >= *copied + STEP_BYTES {
-            *copied = copied_bytes;
+        let mut copied = self.lock();
+        if copied_bytes >= copied.bytes + STEP_BYTES {
+            copied.bytes = copied_bytes;
             self.raised.notify_one();
         }
     }
 
-    fn hash(&self, map: &[u8]) -> Digest {
+    /// Tells that the copy has ended, and how.
+    fn end(&self, copied_bytes: usize, is_failed: bool) {
+        let mut copied = self.lock();
+        *copied = Copied { bytes: if is_failed { copied.bytes } else { copied_bytes }, is_failed };
+        self.raised.notify_one();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Copied> {
+        self.copied.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Hashes what is there, as it comes. `None` if the copy failed.
+    fn hash(&self, map: &[u8]) -> Option<Digest> {
         let mut hasher = blake3::Hasher::new();
         let mut hashed = 0;
         while hashed < map.len() {
             let copied = {
-                let mut copied = self.copied.lock().unwrap_or_else(PoisonError::into_inner);
-                while *copied <= hashed {
+                let mut copied = self.lock();
+                while copied.bytes <= hashed && !copied.is_failed {
                     copied = self.raised.wait(copied).unwrap_or_else(PoisonError::into_inner);
                 }
-                *copied
+                if copied.is_failed {
+                    return None;
+                }
+                copied.bytes
             };
             hasher.update(&map[hashed..copied]);
             hashed = copied;
         }
-        hasher.finalize().into()
+        Some(hasher.finalize().into())
     }
 }

@@ -218,9 +218,16 @@ impl Cache {
         let parent = &self.inner.manifests;
         let place = || self.inner.path.join(layout::MANIFESTS);
         for (folder_name, _) in parent.entries().context("list", place)? {
-            let Ok(folder) = parent.open_child(&folder_name) else {
-                strangers += 1;
-                continue;
+            let folder = match parent.open_child(&folder_name) {
+                Err(error)
+                    if error.kind() == io::ErrorKind::NotFound
+                        || disk::is_not_a_directory(&error) =>
+                {
+                    strangers += 1;
+                    continue;
+                }
+                // What lies there may be needed; to pass over it would be to say that it is not there.
+                opened => opened.context("open", || place().join(&folder_name))?,
             };
             for (name, _) in folder.entries().context("list", || place().join(&folder_name))? {
                 let parsed = match (folder_name.to_str(), name.to_str()) {

@@ -5,7 +5,7 @@
 //! is some time off and each pays for its look at every manifest.
 
 use super::Cache;
-use super::sweep::Sweeper;
+use super::sweep::{Sweeper, Swept};
 use super::tally::Totals;
 use super::uses::LastUse;
 use super::value::Worth;
@@ -15,6 +15,7 @@ use crate::disk::{self, Space, Stamp, layout};
 use crate::error::{Context, Result};
 use crate::key::TaskDigest;
 use crate::options::{Limit, Limits};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 /// So many entries are removed at once.
@@ -84,7 +85,7 @@ struct Need {
 /// An entry that may go.
 #[derive(Debug)]
 struct Candidate {
-    /// Whether it was not used for longer than it may stay.
+    /// Whether it was not used for longer than it may stay, or is larger than the store may be.
     is_expired: bool,
     /// Whether this process has just used or stored it.
     is_used: bool,
@@ -100,7 +101,10 @@ impl Bounds {
         const SIZE_BYTES_MAX: u64 = 50 << 30;
         const FREE_BYTES_MIN: u64 = 1 << 30;
         let size_bytes_max = match limits.size_bytes_max {
-            Limit::Default => Some((space.total_bytes / 10).min(SIZE_BYTES_MAX)),
+            // Some filesystems do not tell.
+            Limit::Default => {
+                (space.total_bytes > 0).then(|| (space.total_bytes / 10).min(SIZE_BYTES_MAX))
+            }
             Limit::None => None,
             Limit::At(bytes) => Some(bytes),
         };
@@ -126,12 +130,13 @@ impl Bounds {
     /// The low-water marks: 90 % of each bound that is exceeded.
     fn lowered(self, usage: &Usage) -> Bounds {
         let lower = |bound: Option<u64>, now: u64| {
-            bound.map(|bound| if now > bound { bound / 10 * 9 } else { bound })
+            bound.map(|bound| if now > bound { bound - bound / 10 } else { bound })
         };
         let is_short = usage.free_bytes < self.free_bytes_min;
+        let more = if is_short { self.free_bytes_min / 10 } else { 0 };
         Bounds {
             size_bytes_max: lower(self.size_bytes_max, usage.size_bytes),
-            free_bytes_min: self.free_bytes_min / 10 * if is_short { 11 } else { 10 },
+            free_bytes_min: self.free_bytes_min.saturating_add(more),
             inodes_max: lower(self.inodes_max, usage.inodes),
         }
     }
@@ -143,7 +148,7 @@ impl Cache {
     /// than some milliseconds. `progress` is told now and then how far it has come.
     ///
     /// # Errors
-    /// If a manifest cannot be read, or something cannot be removed.
+    /// If a manifest cannot be read, or something cannot be removed; [`crate::Error::Cancelled`].
     pub fn evict(
         &self,
         options: &EvictOptions,
@@ -151,19 +156,12 @@ impl Cache {
         progress: &mut dyn FnMut(&Evicted),
     ) -> Result<Evicted> {
         let began = Instant::now();
+        let sweeper = self.sweeper(Duration::MAX, cancel)?;
         self.recount()?;
-        let sweeper = self.sweeper(true, cancel)?;
-        let mut eviction = Eviction {
-            cache: self,
-            bounds: Bounds::of(&options.limits, self.space()?),
-            wanted: None,
-            age_seconds_max: options.limits.age_seconds_max,
-            used: DigestSet::default(),
-            is_dry_run: options.is_dry_run,
-            ends_at: options.budget.and_then(|budget| began.checked_add(budget)),
-            freed_inodes: 0.0,
-            done: Evicted::default(),
-        };
+        let mut eviction = Eviction::new(self, &options.limits)?;
+        eviction.age_seconds_max = options.limits.age_seconds_max;
+        eviction.is_dry_run = options.is_dry_run;
+        eviction.ends_at = options.budget.and_then(|budget| began.checked_add(budget));
         if let Some(sweeper) = sweeper {
             eviction.run(sweeper, progress)?;
         }
@@ -172,7 +170,7 @@ impl Cache {
     }
 
     /// What the store takes: from its tally, or counted if there is none. Blocking, some hundred
-    /// microseconds.
+    /// microseconds and one for each lease and ledger.
     ///
     /// # Errors
     /// If the store cannot be looked at.
@@ -191,67 +189,73 @@ impl Cache {
         })
     }
 
+    pub(super) fn size_bytes_max(&self) -> Result<Option<u64>> {
+        Ok(Bounds::of(&self.inner.options.limits, self.space()?).size_bytes_max)
+    }
+
     /// Keeps the store's own limits. Cheap if they are not exceeded. What was used just now goes last.
-    pub(super) fn enforce_limits(&self, used: DigestSet<TaskDigest>) -> Result<()> {
-        /// Up to this much above a limit others go on while one process evicts.
-        const SLACK_PERCENT: u64 = 10;
+    pub(super) fn enforce_limits(
+        &self,
+        used: DigestSet<TaskDigest>,
+        cancel: &Cancel,
+    ) -> Result<()> {
         let limits = &self.inner.options.limits;
         if *limits == Limits::none() || !self.may_write() {
             return Ok(());
         }
-        let usage = self.usage()?;
-        let bounds = Bounds::of(limits, self.space()?);
-        let age_seconds_max = limits.age_seconds_max.filter(|_| self.is_time_for_ages());
-        if bounds.excess(&usage) == Need::default() && age_seconds_max.is_none() {
+        // Of several threads one is enough.
+        if self.inner.is_enforcing.swap(true, Ordering::Acquire) {
             return Ok(());
         }
-        let is_far_over = bounds.size_bytes_max.is_some_and(|limit_bytes| {
+        let enforced = self.enforce(limits, used, cancel);
+        self.inner.is_enforcing.store(false, Ordering::Release);
+        enforced
+    }
+
+    fn enforce(&self, limits: &Limits, used: DigestSet<TaskDigest>, cancel: &Cancel) -> Result<()> {
+        /// Up to this much above a limit others go on while one process evicts.
+        const SLACK_PERCENT: u64 = 10;
+        /// Beyond it they wait for that, but not for one that hangs.
+        const PATIENCE: Duration = Duration::from_secs(30);
+        let usage = self.usage()?;
+        let mut eviction = Eviction::new(self, limits)?;
+        eviction.age_seconds_max = limits.age_seconds_max.filter(|_| self.is_time_for_ages());
+        eviction.used = used;
+        let is_within = eviction.bounds.excess(&usage) == Need::default();
+        if is_within && eviction.age_seconds_max.is_none() {
+            return Ok(());
+        }
+        let is_far_over = eviction.bounds.size_bytes_max.is_some_and(|limit_bytes| {
             usage.size_bytes > limit_bytes.saturating_add(limit_bytes / 100 * SLACK_PERCENT)
         });
-        let cancel = Cancel::new();
-        let Some(sweeper) = self.sweeper(is_far_over, &cancel)? else { return Ok(()) };
-        let mut eviction = Eviction {
-            cache: self,
-            bounds,
-            wanted: None,
-            age_seconds_max,
-            used,
-            is_dry_run: false,
-            ends_at: None,
-            freed_inodes: 0.0,
-            done: Evicted::default(),
-        };
-        eviction.run(sweeper, &mut |_| {})
+        let patience = if is_far_over { PATIENCE } else { Duration::ZERO };
+        match self.sweeper(patience, cancel)? {
+            Some(sweeper) => eviction.run(sweeper, &mut |_| {}),
+            None => Ok(()),
+        }
     }
 
     /// Makes room for so many bytes and files on a full disk. False, and nothing is removed, if all
     /// entries together would not be enough.
     pub(super) fn make_room(&self, bytes: u64, inodes: u64, cancel: &Cancel) -> Result<bool> {
-        let Some(sweeper) = self.sweeper(true, cancel)? else { return Ok(false) };
+        const PATIENCE: Duration = Duration::from_secs(30);
+        let Some(sweeper) = self.sweeper(PATIENCE, cancel)? else { return Ok(false) };
         let space = self.space()?;
         let short = Need {
             bytes: bytes.saturating_sub(space.free_bytes),
             inodes: space.free_inodes.map_or(0, |free| inodes.saturating_sub(free)),
         };
+        let mut eviction = Eviction::new(self, &Limits::none())?;
         // Where there seems to be room, a quota says that there is none.
-        let wanted = if short == Need::default() { Need { bytes, inodes: 0 } } else { short };
-        let mut eviction = Eviction {
-            cache: self,
-            bounds: Bounds::of(&Limits::none(), self.space()?),
-            wanted: Some(wanted),
-            age_seconds_max: None,
-            used: DigestSet::default(),
-            is_dry_run: false,
-            ends_at: None,
-            freed_inodes: 0.0,
-            done: Evicted::default(),
-        };
+        eviction.wanted =
+            Some(if short == Need::default() { Need { bytes, inodes: 0 } } else { short });
         eviction.run(sweeper, &mut |_| {})?;
-        Ok(eviction.done.freed_bytes > 0)
+        Ok(eviction.done.entries > 0 || eviction.done.blobs > 0)
     }
 
     /// Counts entries and blobs, and writes that down.
     fn recount(&self) -> Result<Totals> {
+        let before = self.inner.tally.read();
         let mut totals = Totals::default();
         self.inner.blobs.for_each(|_, _, stat| {
             totals.blobs += 1;
@@ -264,7 +268,7 @@ impl Cache {
             Ok(())
         })?;
         // Best effort: without it the next one counts again.
-        let _ = self.inner.tally.replace(totals);
+        let _ = self.inner.tally.replace(totals, before);
         Ok(totals)
     }
 
@@ -286,6 +290,8 @@ impl Cache {
 struct Eviction<'a> {
     cache: &'a Cache,
     bounds: Bounds,
+    /// What was free before; some filesystems give space back only later.
+    free_bytes: u64,
     /// What is to be freed, whatever the bounds say, or nothing at all.
     wanted: Option<Need>,
     age_seconds_max: Option<u64>,
@@ -297,25 +303,60 @@ struct Eviction<'a> {
     done: Evicted,
 }
 
-impl Eviction<'_> {
+impl<'a> Eviction<'a> {
+    fn new(cache: &'a Cache, limits: &Limits) -> Result<Eviction<'a>> {
+        let space = cache.space()?;
+        Ok(Eviction {
+            cache,
+            bounds: Bounds::of(limits, space),
+            free_bytes: space.free_bytes,
+            wanted: None,
+            age_seconds_max: None,
+            used: DigestSet::default(),
+            is_dry_run: false,
+            ends_at: None,
+            freed_inodes: 0.0,
+            done: Evicted::default(),
+        })
+    }
+
     fn run(&mut self, mut sweeper: Sweeper<'_>, progress: &mut dyn FnMut(&Evicted)) -> Result<()> {
+        /// So many batches in a row may give nothing back, because workspaces have links to what
+        /// went, before it is clear that more of them would not help.
+        const BARREN_MAX: u32 = 4;
         // Another process may have been faster.
         if self.need()? == Need::default() && self.age_seconds_max.is_none() {
             return Ok(());
         }
         self.bounds = self.bounds.lowered(&self.cache.usage()?);
         sweeper.count()?;
+        // Where nobody can tell which blobs are needed, to remove entries frees nothing.
+        if !sweeper.can_sweep() {
+            return Ok(());
+        }
         // The next one to go is the last.
         let mut candidates = self.rank(&sweeper)?;
+        let (orphans, orphan_bytes) = sweeper.orphans()?;
         if let Some(wanted) = self.wanted {
             let bytes = candidates.iter().map(|candidate| candidate.bytes).sum::<u64>();
             let inodes = candidates.iter().map(|candidate| candidate.inodes).sum::<f64>();
-            if bytes < wanted.bytes || inodes < wanted.inodes as f64 {
+            if bytes.saturating_add(orphan_bytes) < wanted.bytes
+                || inodes + (orphans.len() as f64) < wanted.inodes as f64
+            {
                 return Ok(());
             }
         }
-        while self.ends_at.is_none_or(|end| Instant::now() < end) {
-            let batch = take(&mut candidates, self.need()?);
+        if self.is_dry_run {
+            self.done.freed_bytes += orphan_bytes;
+            self.freed_inodes += orphans.len() as f64;
+        } else {
+            self.add(sweeper.sweep(&orphans)?);
+            progress(&self.done);
+        }
+        let mut barren = 0;
+        while barren < BARREN_MAX && self.ends_at.is_none_or(|end| Instant::now() < end) {
+            let need = self.need()?;
+            let batch = take(&mut candidates, need);
             if batch.is_empty() {
                 break;
             }
@@ -327,15 +368,22 @@ impl Eviction<'_> {
             }
             let victims: Vec<_> =
                 batch.iter().map(|candidate| (candidate.task, candidate.stamp)).collect();
-            let swept = sweeper.remove_entries(&victims)?;
-            self.done.entries += swept.entries;
-            self.done.blobs += swept.blobs;
-            self.done.freed_bytes += swept.freed_bytes;
-            self.done.linked_bytes += swept.linked_bytes;
+            self.add(sweeper.remove_entries(&victims)?);
             progress(&self.done);
+            let is_barren = need != Need::default() && self.need()?.bytes >= need.bytes.max(1);
+            barren = if is_barren { barren + 1 } else { 0 };
         }
-        sweeper.note_age_check();
+        if self.age_seconds_max.is_some() && !self.is_dry_run {
+            sweeper.note_age_check();
+        }
         Ok(())
+    }
+
+    fn add(&mut self, swept: Swept) {
+        self.done.entries += swept.entries;
+        self.done.blobs += swept.blobs;
+        self.done.freed_bytes += swept.freed_bytes;
+        self.done.linked_bytes += swept.linked_bytes;
     }
 
     /// What still has to go.
@@ -347,9 +395,10 @@ impl Eviction<'_> {
             });
         }
         let mut usage = self.cache.usage()?;
+        let freed_bytes = self.free_bytes.saturating_add(self.done.freed_bytes);
+        usage.free_bytes = usage.free_bytes.max(freed_bytes);
         if self.is_dry_run {
             usage.size_bytes = usage.size_bytes.saturating_sub(self.done.freed_bytes);
-            usage.free_bytes += self.done.freed_bytes;
             usage.inodes = usage.inodes.saturating_sub(self.freed_inodes as u64);
         }
         Ok(self.bounds.excess(&usage))
@@ -365,7 +414,9 @@ impl Eviction<'_> {
             let worth =
                 Worth { duration_ms: manifest.duration_ms, uses: last.uses, age_seconds, bytes };
             candidates.push(Candidate {
-                is_expired: self.age_seconds_max.is_some_and(|max| age_seconds > max),
+                // What can never fit goes alone, and not after everything else.
+                is_expired: self.age_seconds_max.is_some_and(|max| age_seconds > max)
+                    || self.bounds.size_bytes_max.is_some_and(|max| bytes > max),
                 is_used: self.used.contains(&task),
                 value: worth.value(),
                 task,

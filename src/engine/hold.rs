@@ -4,20 +4,21 @@
 //! changed. It counts as long as its lock is held, so it ends with its holder, however that ends.
 //! It is made in a shared section, so a collector either sees it or had removed the blobs before.
 
-use super::Cache;
 use super::mark::tag_of;
+use super::{Cache, Inner};
 use crate::cancel::Cancel;
-use crate::disk::{self, Dir, Lock, LockMode, layout};
+use crate::disk::{self, Lock, LockMode, layout};
 use crate::error::{Context, Result};
 use crate::manifest::Manifest;
 use std::collections::HashSet;
 use std::ffi::OsString;
 use std::io::{self, Write};
+use std::sync::Arc;
 
 /// The blobs of an entry, held as long as this lives.
 #[derive(Debug)]
 pub(super) struct Hold {
-    folder: Dir,
+    store: Arc<Inner>,
     name: OsString,
     _lock: Lock,
 }
@@ -25,7 +26,8 @@ pub(super) struct Hold {
 impl Drop for Hold {
     fn drop(&mut self) {
         // Best effort: once nobody holds the lock, a collector removes it.
-        let _ = self.folder.unlink(&self.name);
+        let folder = self.store.root.open_child(layout::HOLDS.as_ref());
+        let _ = folder.and_then(|folder| folder.unlink(&self.name));
     }
 }
 
@@ -49,7 +51,7 @@ impl Cache {
             let _ = folder.unlink(&name);
             return None;
         };
-        Some(Hold { folder, name, _lock: lock })
+        Some(Hold { store: Arc::clone(&self.inner), name, _lock: lock })
     }
 
     /// The tags of all blobs that are held by holds that are not in `known`, to which they are added.
@@ -62,7 +64,17 @@ impl Cache {
             if known.contains(&name) {
                 continue;
             }
-            let Ok((file, stat)) = folder.open_for_update(&name) else { continue };
+            let (file, stat) = match folder.open_for_update(&name) {
+                Err(error)
+                    if matches!(
+                        error.kind(),
+                        io::ErrorKind::NotFound | io::ErrorKind::InvalidInput
+                    ) =>
+                {
+                    continue;
+                }
+                opened => opened.context("open", || place().join(&name))?,
+            };
             let mut bytes = Vec::new();
             let read = disk::read_exactly(&file, stat.size_bytes as usize, &mut bytes);
             read.context("read", || place().join(&name))?;

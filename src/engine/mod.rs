@@ -2,7 +2,7 @@
 //! no runtime, no printing.
 //!
 //! [`Cache`] is one open store. Its operations are one file each: `store`, `restore/`, `entries`
-//! (lookup, removal), `inputs`, `scrub`, `stats`, `health`, `destroy`.
+//! (lookup, removal), `inputs`, `evict`, `scrub`, `stats`, `health`, `destroy`.
 //!
 //! # Locks, in the order in which they are taken
 //! 1. `in-use`, shared, from open to drop; exclusive only in `destroy`, which never waits for it.
@@ -63,6 +63,7 @@ pub use stats::Stats;
 pub use store::Stored;
 
 use crate::blob::BlobStore;
+use crate::cancel::Cancel;
 use crate::disk::{self, Dir, FileKind, Lock, LockMode, layout};
 use crate::error::{Context, Error, Result};
 use crate::identity::{self, Identity};
@@ -119,6 +120,8 @@ struct Inner {
     /// `None` in a store that we may only read and that never had any.
     ledgers: Option<Ledgers>,
     tally: Tally,
+    /// Whether somebody in this process keeps the limits just now.
+    is_enforcing: AtomicBool,
     uses: Uses,
     index: Index,
     /// Whether something was stored that no barrier has covered yet.
@@ -188,6 +191,7 @@ impl Cache {
             leases,
             ledgers,
             tally,
+            is_enforcing: AtomicBool::new(false),
             uses: Uses::default(),
             index,
             has_unsynced: AtomicBool::new(false),
@@ -217,6 +221,15 @@ impl Cache {
     /// If the sync fails, or something cannot be evicted. Nothing is lost; what is not known to be
     /// durable is rehashed after a reboot.
     pub fn maintain(&self) -> Result<()> {
+        self.maintain_until(&Cancel::new())
+    }
+
+    /// As [`Cache::maintain`], for a caller who may have to end. Blocking; looks at `cancel` for each
+    /// entry.
+    ///
+    /// # Errors
+    /// As for [`Cache::maintain`]; [`Error::Cancelled`].
+    pub fn maintain_until(&self, cancel: &Cancel) -> Result<()> {
         /// How much rehashing a power cut may cost at most, in time of work.
         const BARRIER_SECONDS: i64 = 300;
         self.inner.index.flush();
@@ -224,7 +237,7 @@ impl Cache {
             ledgers.flush();
         }
         let used = self.inner.flush_uses();
-        self.enforce_limits(used)?;
+        let enforced = self.enforce_limits(used, cancel);
         let age = disk::now().seconds.saturating_sub(self.inner.identity.barrier_at().seconds);
         // A clock that was set back makes the age negative; then it is time, too.
         let is_time = !(0..BARRIER_SECONDS).contains(&age);
@@ -232,7 +245,7 @@ impl Cache {
             let is_raised = self.inner.identity.raise_barrier()?;
             self.inner.has_unsynced.fetch_or(!is_raised, Ordering::Relaxed);
         }
-        Ok(())
+        enforced
     }
 
     /// Opens a folder of the store.
@@ -307,6 +320,8 @@ fn make_folders(root: &Dir, path: &Path) -> Result<()> {
             match root.make_new(folder.as_ref(), 0o700) {
                 // What an earlier version made and we may only read.
                 Err(error) if is_read_only(&error) => continue,
+                // Nor does a full disk keep anybody from reading it, or from making room.
+                Err(error) if disk::is_full(&error) && identity::is_store(root) => continue,
                 made => {
                     let _ = made.context("make", || path.join(folder))?;
                 }

@@ -10,6 +10,7 @@ use crate::index::{Change, Row};
 use crate::key::TaskDigest;
 use crate::manifest::DecodeError;
 use std::collections::{HashMap, HashSet};
+use std::time::Duration;
 
 /// Whether a scrub only looks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,7 +82,7 @@ impl Cache {
         // Before the first manifest is read: what is stored from here on is noted for it.
         let mut sweeper = match repair {
             Repair::No => None,
-            Repair::Yes => self.sweeper(true, cancel)?,
+            Repair::Yes => self.sweeper(Duration::MAX, cancel)?,
         };
         if let Some(sweeper) = &mut sweeper {
             sweeper.count()?;

@@ -3,6 +3,7 @@
 use super::Cache;
 use crate::disk::{Dir, FileKind, layout};
 use crate::error::{Context, Result};
+use std::io;
 use std::path::Path;
 
 /// What is in a store. Bytes are blocks on disk, not lengths, each inode once.
@@ -72,7 +73,7 @@ impl Cache {
         (stats.quarantined, stats.quarantine_bytes) = self.folder_usage(layout::QUARANTINE)?;
         let counted = stats.index_bytes + stats.staging_bytes + stats.quarantine_bytes;
         stats.other_bytes = self.other_bytes()?.saturating_sub(counted);
-        stats.size_bytes_max = self.usage()?.size_bytes_max;
+        stats.size_bytes_max = self.size_bytes_max()?;
         Ok(stats)
     }
 
@@ -94,8 +95,11 @@ impl Cache {
 
     fn folder_usage(&self, folder: &'static str) -> Result<(u64, u64)> {
         let path = self.inner.path.join(folder);
-        let dir = self.inner.root.open_child(folder.as_ref()).context("open", || &path)?;
-        usage(&dir, &path)
+        match self.inner.root.open_child(folder.as_ref()) {
+            // A store of an earlier version that we may only read.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok((0, 0)),
+            opened => usage(&opened.context("open", || &path)?, &path),
+        }
     }
 }
 

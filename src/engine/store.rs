@@ -25,7 +25,7 @@ use super::shares;
 use super::tally::Totals;
 use crate::blob::{Batch, Source};
 use crate::cancel::Cancel;
-use crate::disk::{self, FileStat, LockMode, Timestamp};
+use crate::disk::{self, FileStat, LockMode, Timestamp, layout};
 use crate::error::{Context, Error, Result};
 use crate::key::TaskDigest;
 use crate::ledger::{Cursor, Ledger, Place, Row, Seen};
@@ -120,12 +120,12 @@ impl Cache {
             }
             None => None,
         };
-        for round in 0.. {
+        for round in 0..ROUNDS_MAX + 2 {
             let early = match round {
                 ROUNDS_MAX.. => Some(self.enter(LockMode::Shared, cancel)?),
                 _ => None,
             };
-            let sweeps = self.sweeps();
+            let (sweeps, commits) = (self.sweeps(), self.commits());
             let batch = self.inner.blobs.batch(self.inner.options.durability, entry.outputs.len());
             let stored = self.prepare(&batch, task, entry, workspace.as_deref(), cancel).and_then(
                 |mut prepared| {
@@ -133,13 +133,11 @@ impl Cache {
                         Some(section) => section,
                         None => self.enter(LockMode::Shared, cancel)?,
                     };
-                    // What is held cannot have been swept.
-                    let is_whole = (sweeps.is_some() && sweeps == self.sweeps())
-                        || batch.recheck(&|| !cancel.is_cancelled())?;
-                    if !is_whole {
-                        return Ok(None);
-                    }
-                    if sweeps != self.sweeps() {
+                    if sweeps.is_none() || sweeps != self.sweeps() {
+                        if !batch.recheck(&|| !cancel.is_cancelled())? {
+                            return Ok(None);
+                        }
+                        // What was found now may be another than what was found first.
                         batch.finish()?;
                     }
                     self.commit(&batch, task, &mut prepared)?;
@@ -148,25 +146,35 @@ impl Cache {
             );
             match stored {
                 Ok(Some(prepared)) => return self.follow_store(task, prepared),
-                Ok(None) => {}
+                Ok(None) => self.count_published(&batch),
                 Err(error) => {
-                    self.abandon(&batch);
+                    self.abandon(&batch, commits);
                     return Err(error);
                 }
             }
         }
-        Err(Error::Internal { what: "a store that is neither done nor failed" })
+        Err(Error::Internal { what: "storing blobs that vanish again and again" })
     }
 
-    /// Removes what a store that failed has published. Best effort: what stays is swept by a repair.
-    fn abandon(&self, batch: &Batch<'_>) {
-        if let Ok(_section) = self.enter(LockMode::Exclusive, &Cancel::new()) {
-            // Others may have found some of it.
-            self.inner.tally.change(|reading| reading.sweeps |= 1);
+    /// How many stores have committed; `None` if nobody can tell.
+    fn commits(&self) -> Option<u64> {
+        self.inner.tally.read().map(|reading| reading.commits)
+    }
+
+    /// Removes what a store that failed has published, if nobody has committed since it began: who
+    /// did may have found some of it. Best effort: what stays is swept by an eviction or a repair.
+    fn abandon(&self, batch: &Batch<'_>, commits: Option<u64>) {
+        if batch.published().0 == 0 {
+            return;
+        }
+        let Ok(_section) = self.enter(LockMode::Exclusive, &Cancel::new()) else { return };
+        let tally = &self.inner.tally;
+        // Who has not committed yet is told to look again.
+        if commits.is_some() && commits == self.commits() && tally.begin_sweep().is_ok() {
             batch.abandon();
-            self.inner.tally.change(|reading| {
-                reading.sweeps = (reading.sweeps | 1).wrapping_add(1);
-            });
+            tally.end_sweep(&Totals::default());
+        } else {
+            self.count_published(batch);
         }
     }
 
@@ -178,11 +186,18 @@ impl Cache {
         prepared: &mut Prepared<'_, '_>,
     ) -> Result<()> {
         self.note_marked(&prepared.manifest)?;
+        let path = || self.inner.path.join(layout::TALLY);
+        self.inner.tally.count_commit().context("write", path)?;
         self.publish_manifest(task, &mut prepared.staged)?;
+        self.count_published(batch);
+        Ok(())
+    }
+
+    /// Adds what a batch has published to what the store holds.
+    fn count_published(&self, batch: &Batch<'_>) {
         let (blobs, blob_bytes) = batch.published();
         let more = Totals { blobs, blob_bytes, ..Totals::default() };
         self.inner.tally.change(|reading| reading.add(&more));
-        Ok(())
     }
 
     /// What is left to do when the entry is there.

@@ -21,7 +21,7 @@ use super::{Cache, entries};
 use crate::cancel::Cancel;
 use crate::digest::Digest;
 use crate::disk::{self, Dir, FileStat, Lock, LockMode, Stamp, layout};
-use crate::error::{Context, Error, Result};
+use crate::error::{Context, Result};
 use crate::index::Change;
 use crate::key::TaskDigest;
 use crate::manifest::{DecodeError, Manifest};
@@ -30,7 +30,7 @@ use std::ffi::OsString;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// So many blobs are removed in one section: a few milliseconds.
 const SECTION_BLOBS: usize = 256;
@@ -71,7 +71,8 @@ pub(super) struct Sweeper<'a> {
     cache: &'a Cache,
     cancel: &'a Cancel,
     _evict: Lock,
-    condemned: Dir,
+    /// `None` in a store of an earlier version on a full disk.
+    condemned: Option<Dir>,
     marking: File,
     marking_bytes: u64,
     holds: HashSet<OsString>,
@@ -84,26 +85,27 @@ pub(super) struct Sweeper<'a> {
 }
 
 impl Cache {
-    /// Begins a mark: from here on stores note what they rely on. `None` if another process sweeps
-    /// and `wait` is false.
+    /// Begins a mark: from here on stores note what they rely on. `None` if another process goes on
+    /// sweeping for longer than `patience`.
     pub(super) fn sweeper<'a>(
         &'a self,
-        wait: bool,
+        patience: Duration,
         cancel: &'a Cancel,
     ) -> Result<Option<Sweeper<'a>>> {
         let path = || self.inner.path.join(layout::EVICT_LOCK);
         let root = &self.inner.root;
         let (file, _) =
             root.open_or_create(layout::EVICT_LOCK.as_ref(), 0o600).context("lock", path)?;
-        let evict = if wait {
-            let lock =
-                Lock::acquire(file, LockMode::Exclusive, disk::PATIENT, &|| cancel.is_cancelled());
-            Some(lock.context("lock", path)?.ok_or(Error::Cancelled)?)
-        } else {
-            Lock::try_acquire(file, LockMode::Exclusive).context("lock", path)?
-        };
-        let Some(evict) = evict else { return Ok(None) };
-        self.empty_condemned()?;
+        let began = Instant::now();
+        let evict = Lock::acquire(file, LockMode::Exclusive, disk::PATIENT, &|| {
+            cancel.is_cancelled() || began.elapsed() >= patience
+        });
+        cancel.check()?;
+        let Some(evict) = evict.context("lock", path)? else { return Ok(None) };
+        let condemned = self.folder(layout::CONDEMNED).ok();
+        if let Some(folder) = &condemned {
+            self.empty_condemned(folder)?;
+        }
         let path = || self.inner.path.join(layout::MARKING);
         let opened = root.open_or_create(layout::MARKING.as_ref(), 0o600);
         let (marking, _) = opened.context("open", path)?;
@@ -116,7 +118,7 @@ impl Cache {
             cache: self,
             cancel,
             _evict: evict,
-            condemned: self.folder(layout::CONDEMNED)?,
+            condemned,
             marking,
             marking_bytes: MARKING_HEADER_BYTES,
             holds: HashSet::new(),
@@ -169,22 +171,28 @@ impl Cache {
     /// nobody sweeps.
     pub(super) fn prepare_sweeps(&self) {
         let root = &self.inner.root;
-        for name in [layout::EVICT_LOCK, layout::MARKING] {
-            if matches!(root.stat(name.as_ref()), Ok(None))
-                && let Ok((file, _)) = root.open_or_create(name.as_ref(), 0o600)
-            {
-                let _ = file.write_all_at(&MARKING_ENDED, 0);
+        if !self.may_write() {
+            return;
+        }
+        self.inner.tally.begin();
+        let is_made = |stat: FileStat| stat.size_bytes >= MARKING_HEADER_BYTES;
+        if root.stat(layout::MARKING.as_ref()).is_ok_and(|found| found.is_some_and(is_made)) {
+            return;
+        }
+        let _ = root.open_or_create(layout::EVICT_LOCK.as_ref(), 0o600).and_then(|(lock, _)| {
+            // Nobody else writes it meanwhile; who has the lock will.
+            let lock = Lock::try_acquire(lock, LockMode::Exclusive)?;
+            let (file, stat) = root.open_or_create(layout::MARKING.as_ref(), 0o600)?;
+            if lock.is_some() && !is_made(stat) {
+                file.write_all_at(&MARKING_ENDED, 0)?;
             }
-        }
-        if self.may_write() {
-            self.inner.tally.begin();
-        }
+            Ok(())
+        });
     }
 
     /// Gives back the blocks of what was swept.
-    fn empty_condemned(&self) -> Result<()> {
+    fn empty_condemned(&self, condemned: &Dir) -> Result<()> {
         let place = || self.inner.path.join(layout::CONDEMNED);
-        let condemned = self.folder(layout::CONDEMNED)?;
         for (name, _) in condemned.entries().context("list", place)? {
             let removed = condemned.unlink(&name);
             removed.context("remove", || place().join(&name))?;
@@ -205,7 +213,7 @@ impl Drop for Sweeper<'_> {
 }
 
 impl Sweeper<'_> {
-    /// Counts who needs what: decodes every manifest, and calls `take` for each.
+    /// Counts who needs what: decodes every manifest.
     pub(super) fn count(&mut self) -> Result<()> {
         let (cache, cancel) = (self.cache, self.cancel);
         cache.for_each_manifest(|task, folder, name, _| {
@@ -247,6 +255,23 @@ impl Sweeper<'_> {
             Ok(())
         })?;
         Ok(())
+    }
+
+    /// Blobs that nobody needs, left by entries that were removed or replaced and by stores that were
+    /// killed; and their blocks in bytes. What is younger may be of a store under way.
+    pub(super) fn orphans(&self) -> Result<(Vec<(Digest, u32)>, u64)> {
+        const AGE_SECONDS: i64 = 10;
+        let now = disk::now();
+        let (mut orphans, mut bytes) = (Vec::new(), 0);
+        self.cache.inner.blobs.for_each(|digest, mode, stat| {
+            let age_seconds = now.seconds.saturating_sub(stat.changed.seconds);
+            if age_seconds > AGE_SECONDS && !self.is_needed(&digest, mode) {
+                orphans.push((digest, mode));
+                bytes += stat.allocated_bytes;
+            }
+            Ok(())
+        })?;
+        Ok((orphans, bytes))
     }
 
     /// Notes that entries were looked at for their age just now. Best effort.
@@ -336,44 +361,49 @@ impl Sweeper<'_> {
                 }
                 // Odd from before the first removal until after the last, so that whoever looks for
                 // blobs meanwhile knows that some of what it found may be gone.
-                cache.inner.tally.change(|reading| reading.sweeps |= 1);
-                let removed = self.condemn(&batch);
-                let (more, condemned) = removed?;
-                let gone = Totals {
+                let path = || cache.inner.path.join(layout::TALLY);
+                cache.inner.tally.begin_sweep().context("write", path)?;
+                let (mut more, mut condemned) = (Swept::default(), Vec::new());
+                let removed = self.condemn(&batch, &mut more, &mut condemned);
+                cache.inner.tally.end_sweep(&Totals {
                     blobs: more.blobs,
                     blob_bytes: more.freed_bytes + more.linked_bytes,
                     ..Totals::default()
-                };
-                cache.inner.tally.change(|reading| {
-                    reading.sweeps = (reading.sweeps | 1).wrapping_add(1);
-                    reading.subtract(&gone);
                 });
+                removed?;
                 swept.add(&more);
                 condemned
             };
             let place = || cache.inner.path.join(layout::CONDEMNED);
             for name in condemned {
-                let removed = self.condemned.unlink(&name);
-                removed.context("remove", || place().join(&name))?;
+                let Some(folder) = &self.condemned else { break };
+                folder.unlink(&name).context("remove", || place().join(&name))?;
             }
         }
         Ok(swept)
     }
 
-    /// Removes blobs, in an exclusive section. Returns what is to be given back outside of it.
-    fn condemn(&self, batch: &[(Digest, u32)]) -> Result<(Swept, Vec<OsString>)> {
+    /// Removes blobs, in an exclusive section. Adds up what is gone, and names what is to be given
+    /// back outside of it.
+    fn condemn(
+        &self,
+        batch: &[(Digest, u32)],
+        swept: &mut Swept,
+        condemned: &mut Vec<OsString>,
+    ) -> Result<()> {
         let blobs = &self.cache.inner.blobs;
+        blobs.refresh();
         blobs.forget(batch);
-        let (mut swept, mut condemned) = (Swept::default(), Vec::new());
         for (digest, mode) in batch {
             let Some(stat) = blobs.stat(digest, *mode)? else { continue };
-            if stat.allocated_bytes <= UNLINK_BYTES_MAX {
-                blobs.remove(digest, *mode)?;
-            } else {
-                let name = disk::random_name().context("name", || layout::CONDEMNED)?;
-                let name = OsString::from(name);
-                blobs.move_to(digest, *mode, &self.condemned, &name)?;
-                condemned.push(name);
+            match &self.condemned {
+                Some(folder) if stat.allocated_bytes > UNLINK_BYTES_MAX => {
+                    let name = disk::random_name().context("name", || layout::CONDEMNED)?;
+                    let name = OsString::from(name);
+                    blobs.move_to(digest, *mode, folder, &name)?;
+                    condemned.push(name);
+                }
+                _ => blobs.remove(digest, *mode)?,
             }
             swept.blobs += 1;
             if stat.links > 1 {
@@ -382,7 +412,7 @@ impl Sweeper<'_> {
                 swept.freed_bytes += stat.allocated_bytes;
             }
         }
-        Ok((swept, condemned))
+        Ok(())
     }
 
     /// Keeps what stores committed since the mark began, and what is held.

@@ -32,6 +32,8 @@ pub(super) struct Totals {
 pub(super) struct Reading {
     /// Changes with each sweep, and is odd while one is under way.
     pub(super) sweeps: u64,
+    /// How many stores have committed.
+    pub(super) commits: u64,
     /// Whether the totals were ever counted; else they only say what was added since.
     is_counted: bool,
     totals: Totals,
@@ -89,11 +91,19 @@ impl Tally {
     /// `None` if there is none to be believed.
     pub(super) fn read(&self) -> Option<Reading> {
         let (file, _) = self.root.open_regular(layout::TALLY.as_ref()).ok()?;
-        self.decode(&file)
+        if let Some(reading) = self.decode(&file) {
+            return Some(reading);
+        }
+        // Somebody may be writing it just now.
+        let mut again = None;
+        let _ = self.update(|found| {
+            again = found;
+            None
+        });
+        again
     }
 
-    /// Changes the tally, if there is one. Best effort: where it cannot be written it is not
-    /// believed for long.
+    /// Changes the totals, if there is a tally. Best effort: the next count puts them right.
     pub(super) fn change(&self, change: impl FnOnce(&mut Reading)) {
         let _ = self.update(|found| {
             let mut reading = found?;
@@ -102,15 +112,61 @@ impl Tally {
         });
     }
 
-    /// Writes totals that were counted.
+    /// Says that a sweep begins. Once this has returned, whoever reads the tally looks for its blobs
+    /// again.
+    ///
+    /// # Errors
+    /// If nobody can be told: then nothing may be swept.
+    pub(super) fn begin_sweep(&self) -> io::Result<()> {
+        self.insist(|reading| reading.sweeps |= 1)
+    }
+
+    /// Says that it has ended.
+    pub(super) fn end_sweep(&self, gone: &Totals) {
+        self.change(|reading| {
+            reading.sweeps = (reading.sweeps | 1).wrapping_add(1);
+            reading.subtract(gone);
+        });
+    }
+
+    /// Says that a store commits, in its section. Once this has returned, nobody takes back a blob
+    /// that it may have found.
+    ///
+    /// # Errors
+    /// If nobody can be told: then nothing may be committed.
+    pub(super) fn count_commit(&self) -> io::Result<()> {
+        self.insist(|reading| reading.commits = reading.commits.wrapping_add(1))
+    }
+
+    /// Changes what others rely on. A tally that cannot be changed, or that is not ours to read, is
+    /// one that says nothing afterwards.
+    fn insist(&self, change: impl FnOnce(&mut Reading)) -> io::Result<()> {
+        let changed = Tally::fresh().and_then(|mut reading| {
+            self.update(|found| {
+                if let Some(found) = found {
+                    reading = found;
+                }
+                change(&mut reading);
+                Some(reading)
+            })
+        });
+        changed.or_else(|_| self.root.unlink(layout::TALLY.as_ref()).map(|_| ()))
+    }
+
+    /// Writes totals that were counted, from when the tally was `before`: what others have added or
+    /// removed since is kept.
     ///
     /// # Errors
     /// If it cannot be written.
-    pub(super) fn replace(&self, totals: Totals) -> io::Result<()> {
+    pub(super) fn replace(&self, counted: Totals, before: Option<Reading>) -> io::Result<()> {
         let fresh = Tally::fresh()?;
         self.update(|found| {
-            let sweeps = found.map_or(fresh, |reading| reading.sweeps);
-            Some(Reading { sweeps, is_counted: true, totals })
+            let mut reading = Reading { totals: counted, ..found.unwrap_or(fresh) };
+            if let (Some(before), Some(found)) = (before, found) {
+                reading.totals.add(&found.totals);
+                reading.totals.subtract(&before.totals);
+            }
+            Some(Reading { is_counted: true, ..reading })
         })
     }
 
@@ -119,14 +175,19 @@ impl Tally {
         if self.read().is_none()
             && let Ok(fresh) = Tally::fresh()
         {
-            let begun = Reading { sweeps: fresh, is_counted: false, totals: Totals::default() };
-            let _ = self.update(|found| Some(found.unwrap_or(begun)));
+            let _ = self.update(|found| Some(found.unwrap_or(fresh)));
         }
     }
 
     /// A new one begins anywhere, so that it is not taken for one that was lost.
-    fn fresh() -> io::Result<u64> {
-        Ok(u64::from_le_bytes(disk::random_bytes()?) & !1)
+    fn fresh() -> io::Result<Reading> {
+        let [sweeps, commits] = [disk::random_bytes()?, disk::random_bytes()?];
+        Ok(Reading {
+            sweeps: u64::from_le_bytes(sweeps) & !1,
+            commits: u64::from_le_bytes(commits),
+            is_counted: false,
+            totals: Totals::default(),
+        })
     }
 
     fn update(&self, change: impl FnOnce(Option<Reading>) -> Option<Reading>) -> io::Result<()> {
@@ -148,6 +209,7 @@ impl Tally {
             bytes[at..at + 8].copy_from_slice(&number.to_le_bytes());
         }
         bytes[48] = u8::from(reading.is_counted);
+        bytes[56..64].copy_from_slice(&reading.commits.to_le_bytes());
         let checksum = blake3::keyed_hash(&self.key, &bytes[..BODY_BYTES]);
         bytes[BODY_BYTES..].copy_from_slice(checksum.as_bytes());
         bytes
@@ -164,7 +226,8 @@ impl Tally {
             blobs: number(32),
             blob_bytes: number(40),
         };
-        let reading = Reading { sweeps: number(8), is_counted: bytes[48] == 1, totals };
+        let is_counted = bytes[48] == 1;
+        let reading = Reading { sweeps: number(8), commits: number(56), is_counted, totals };
         (self.encode(&reading) == bytes).then_some(reading)
     }
 }
@@ -196,11 +259,25 @@ mod tests {
         tally.begin();
         assert_eq!(tally.read().map(|reading| reading.totals()), Some(None), "not counted yet");
         let totals = Totals { entries: 1, manifest_bytes: 4096, blobs: 2, blob_bytes: 8192 };
-        tally.replace(totals).expect("written");
+        tally.replace(totals, None).expect("written");
         tally.change(|reading| reading.add(&totals));
         let reading = tally.read().expect("written");
         assert_eq!(reading.totals().map(|totals| totals.bytes()), Some(2 * (4096 + 8192)));
         assert_eq!(reading.sweeps % 2, 0);
+        tally.replace(Totals::default(), Some(reading)).expect("written");
+        assert_eq!(tally.read().and_then(|reading| reading.totals()), Some(Totals::default()));
+        tally.change(|reading| reading.add(&totals));
+        tally.replace(Totals::default(), Some(reading)).expect("written");
+        let kept = tally.read().and_then(|reading| reading.totals());
+        assert_eq!(kept, Some(Totals::default()), "less was there than before");
+        tally.begin_sweep().expect("written");
+        assert!(tally.read().is_some_and(|reading| reading.sweeps % 2 == 1));
+        tally.end_sweep(&Totals::default());
+        let after = tally.read().expect("written").sweeps;
+        assert!(after % 2 == 0 && after != reading.sweeps);
+        open(2).begin_sweep().expect("written");
+        assert_eq!(tally.read(), None, "whoever cannot read it knows nothing");
+        tally.replace(totals, None).expect("written");
         assert_eq!(open(2).read(), None, "another boot");
         let path = folder.path().join(layout::TALLY);
         let image = std::fs::read(&path).expect("the tally");

@@ -302,7 +302,7 @@ impl Plan {
         }
         drop(turn);
         if !watcher.cancel().is_cancelled() {
-            super::maintain(&keyed.cache, printer);
+            super::maintain_until(&keyed.cache, watcher.cancel(), printer);
         }
         ExitCode::from(watcher.exit_like(finished.status))
     }
