@@ -51,7 +51,7 @@ pub(super) fn run_hit(bench: &Bench<'_>, row: &str, report: &mut Report<'_>) {
     let [larder, alone, together] =
         take_turns(bench.options.pairs, [larder, walk(1), walk(THREADS)]);
     let done = format!("{} of input, unchanged; 1 output in place", bench.tree.setting);
-    let against = ("1 thread: readdir, stat of inputs", Bound::Ratio(2.0));
+    let against = ("1 thread: readdir, stat of inputs", bench.on_ext4(2.0));
     bench.line(report, row, against, (&larder, &alone), &done);
     let against = ("2 threads: readdir, stat of inputs", Bound::Information);
     bench.line(report, row, against, (&larder, &together), &done);

@@ -30,7 +30,7 @@ pub(super) fn hardlink(bench: &Bench<'_>, row: &str, report: &mut Report<'_>) {
             copy_links(bench),
         ],
     );
-    let against = ("2 threads: linkat", Bound::Ratio(1.25));
+    let against = ("2 threads: linkat", bench.on_ext4(1.25));
     bench.line(report, row, against, (&larder, &floor), &done);
     let against = ("cp -al", bench.on_ext4(0.5));
     bench.line(report, row, against, (&larder, &copied), &done);
@@ -70,7 +70,7 @@ pub(super) fn auto(bench: &Bench<'_>, row: &str, report: &mut Report<'_>) {
             copy_links(bench),
         ],
     );
-    let against = ("2 threads: write small, link large", Bound::Ratio(1.25));
+    let against = ("2 threads: write small, link large", bench.on_ext4(1.25));
     bench.line(report, row, against, (&larder, &from_memory), &done);
     let against = ("the same, reads blobs, sets times", Bound::Information);
     bench.line(report, row, against, (&larder, &from_blobs), &done);
@@ -127,7 +127,7 @@ pub(super) fn in_place(bench: &Bench<'_>, row: &str, report: &mut Report<'_>) {
         let [larder, floor] = take_turns(bench.options.pairs, [larder, floor]);
         let after = times(&workspace);
         let measure = format!("{mode}; 2 threads: readdir, stat");
-        let against = (&*measure, Bound::Ratio(1.3));
+        let against = (&*measure, bench.on_ext4(1.3));
         bench.line(report, row, against, (&larder, &floor), &done);
         let changed = before.iter().zip(&after).filter(|(before, after)| before != after).count()
             + before.len().abs_diff(after.len());

@@ -35,13 +35,13 @@ pub(super) fn unknown(bench: &Bench<'_>, row: &str, report: &mut Report<'_>) {
         ],
     );
     let done = &stored_once(bench, source);
-    bench.line(report, row, ("cp -a", Bound::Ratio(0.4)), (&larder, &copied), done);
+    bench.line(report, row, ("cp -a", bench.on_ext4(0.4)), (&larder, &copied), done);
     let is_renamed = renamed.median() < linked.median();
     let (best, rest) = if is_renamed { (&renamed, &linked) } else { (&linked, &renamed) };
     let names =
         ["2 threads: read, hash, write, rename", "2 threads: read, hash, O_TMPFILE, linkat"];
     let [best_name, rest_name] = if is_renamed { names } else { [names[1], names[0]] };
-    bench.line(report, row, (best_name, Bound::Ratio(1.35)), (&larder, best), done);
+    bench.line(report, row, (best_name, bench.on_ext4(1.35)), (&larder, best), done);
     bench.line(report, row, (rest_name, Bound::Information), (&larder, rest), done);
 }
 
@@ -88,7 +88,7 @@ pub(super) fn known(bench: &Bench<'_>, row: &str, report: &mut Report<'_>) {
         timed(|| floor::store_known(workspace, &fan_out)).0
     });
     let [larder, floor] = take_turns(bench.options.pairs, [larder, floor]);
-    let against = ("2 threads: read, hash, stat of blob", Bound::Ratio(1.3));
+    let against = ("2 threads: read, hash, stat of blob", bench.on_ext4(1.3));
     bench.line(report, row, against, (&larder, &floor), &bench.tree.setting);
     drop(cache);
     copies.borrow().iter().chain([&folder, &blobs]).for_each(|folder| remove(folder));
@@ -106,7 +106,7 @@ pub(super) fn again(bench: &Bench<'_>, row: &str, report: &mut Report<'_>) {
     let [larder, alone, together] =
         take_turns(bench.options.pairs, [larder, walk(1), walk(THREADS)]);
     let done = &bench.tree.setting;
-    let against = ("1 thread: readdir, stat", Bound::Ratio(2.0));
+    let against = ("1 thread: readdir, stat", bench.on_ext4(2.0));
     bench.line(report, row, against, (&larder, &alone), done);
     let against = ("2 threads: readdir, stat", Bound::Information);
     bench.line(report, row, against, (&larder, &together), done);
