@@ -75,8 +75,7 @@ impl CacheOptions {
 /// # Examples
 /// ```
 /// use larder::{CacheOptions, Limit, Limits};
-/// let mut limits = Limits::default();
-/// limits.size_bytes_max = Limit::At(1 << 30);
+/// let limits = Limits::default().with_size_bytes_max(Limit::At(1 << 30));
 /// let options = CacheOptions::default().with_limits(limits);
 /// # let _ = options;
 /// ```
@@ -96,6 +95,13 @@ pub struct Limits {
 }
 
 impl Limits {
+    /// Replaces the largest size.
+    #[must_use]
+    pub fn with_size_bytes_max(mut self, size_bytes_max: Limit) -> Limits {
+        self.size_bytes_max = size_bytes_max;
+        self
+    }
+
     /// No limits at all.
     pub fn none() -> Limits {
         Limits { size_bytes_max: Limit::None, free_bytes_min: Limit::None, ..Limits::default() }

@@ -38,9 +38,7 @@ fn evict(cache: &Cache, limits: Limits) -> Evicted {
 }
 
 fn at_most(bytes: u64) -> Limits {
-    let mut limits = Limits::none();
-    limits.size_bytes_max = Limit::At(bytes);
-    limits
+    Limits::none().with_size_bytes_max(Limit::At(bytes))
 }
 
 /// Says that an entry was used so long ago, so often.

@@ -66,8 +66,7 @@ fn log(task: u64) -> String {
 }
 
 fn options() -> CacheOptions {
-    let mut limits = Limits::none();
-    limits.size_bytes_max = Limit::At(LIMIT_BYTES);
+    let limits = Limits::none().with_size_bytes_max(Limit::At(LIMIT_BYTES));
     CacheOptions::default().with_limits(limits)
 }
 

@@ -11,7 +11,7 @@
 //!   gate                  flock: whoever waits for `lock` waits here, one at a time
 //!   evict.lock            flock: held by the one process that may remove blobs
 //!   tally                 what entries and blobs take, and how often blobs were swept; can be lost
-//!   marking               which blobs were committed since a collector began to look; its own
+//!   marking               which blobs were committed since a sweeper began to look
 //!   condemned/            large blobs that were swept, until their blocks are given back
 //!   builds/<hex>          flocked while a process builds the task of that name
 //!   holds/<hex>           flocked while outputs that a restore returned are held: their blobs

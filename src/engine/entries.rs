@@ -139,8 +139,7 @@ impl Cache {
         Ok(StagedManifest { staged, stat })
     }
 
-    /// Publishes the manifest of an entry whose blobs are in place, in a section. Returns what that
-    /// adds to the store.
+    /// Publishes the manifest of an entry whose blobs are in place, in a section.
     pub(super) fn publish_manifest(
         &self,
         task: &TaskDigest,

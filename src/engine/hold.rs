@@ -2,7 +2,7 @@
 //!
 //! A hold is a flocked file in the store with the tags of its blobs, written in one go and never
 //! changed. It counts as long as its lock is held, so it ends with its holder, however that ends.
-//! It is made in a shared section, so a collector either sees it or had removed the blobs before.
+//! It is made in a shared section, so a sweeper either sees it or had removed the blobs before.
 
 use super::mark::tag_of;
 use super::{Cache, Inner};
@@ -25,7 +25,7 @@ pub(super) struct Hold {
 
 impl Drop for Hold {
     fn drop(&mut self) {
-        // Best effort: once nobody holds the lock, a collector removes it.
+        // Best effort: once nobody holds the lock, a sweeper removes it.
         let folder = self.store.root.open_child(layout::HOLDS.as_ref());
         let _ = folder.and_then(|folder| folder.unlink(&self.name));
     }

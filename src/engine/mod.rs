@@ -9,7 +9,7 @@
 //! 2. `builds/<task>`: one builder of a task, who may hold it as long as the task runs.
 //! 3. `leases/<place>`: the roots of a workspace, in the order of their paths; exclusive to
 //!    restore, shared to store; shared on everything above a root.
-//! 4. `evict.lock`: one collector, or repair, at a time. Never waited for by one who has the next.
+//! 4. `evict.lock`: one sweeper at a time, of an eviction or a repair. Never waited for by one who has the next.
 //! 5. `gate`, then `lock`: shared while a store commits, exclusive while something is removed; for
 //!    milliseconds (`section`). Then the tally's own lock, and that of `marking`.
 //! 6. `barrier.lock`, then `identity.lock`, then the identity's mutex; the index's own locks, then

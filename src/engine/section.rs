@@ -1,6 +1,6 @@
 //! Sections: the short times in which the store's lock is held.
 //!
-//! Shared while a store commits, exclusive while a collector removes something. All the long work
+//! Shared while a store commits, exclusive while a sweeper removes something. All the long work
 //! (reading, hashing, staging, publishing, marking, giving blocks back) is done outside of them, so
 //! nobody waits for anybody longer than a few milliseconds.
 //!
