@@ -60,6 +60,7 @@ mod ledger;
 mod manifest;
 mod options;
 mod parallel;
+mod shards;
 
 pub use backend::{
     BackendError, BackendResult, CacheBackend, CacheLookupResult, CachePolicy, DisabledBackend,

@@ -32,6 +32,7 @@ use crate::digest::Digest;
 use crate::disk::{self, Capabilities, Dir, FileStat, Stamp, layout, layout::Shard};
 use crate::error::{Context, Result};
 use crate::identity::Identity;
+use crate::shards;
 use staging::Staging;
 use stamps::{Entry, Slot, StampTable};
 
@@ -118,38 +119,9 @@ impl BlobStore {
         &self,
         mut take: impl FnMut(Digest, u32, FileStat) -> Result<()>,
     ) -> Result<usize> {
-        let mut strangers = 0;
-        let blobs = || self.path.join(layout::BLOBS);
-        for (folder_name, _) in self.blobs.entries().context("list", blobs)? {
-            let folder = match self.blobs.open_child(&folder_name) {
-                Err(error)
-                    if error.kind() == io::ErrorKind::NotFound
-                        || disk::is_not_a_directory(&error) =>
-                {
-                    strangers += 1;
-                    continue;
-                }
-                // What lies there may be needed; to pass over it would be to say that it is not there.
-                opened => opened.context("open", || blobs().join(&folder_name))?,
-            };
-            for (name, _) in folder.entries().context("list", || blobs().join(&folder_name))? {
-                let parsed = match (folder_name.to_str(), name.to_str()) {
-                    (Some(folder), Some(name)) => Shard::parse(folder, name),
-                    _ => None,
-                };
-                let stat = folder
-                    .stat(&name)
-                    .context("look at", || blobs().join(&folder_name).join(&name))?;
-                match (parsed, stat) {
-                    (Some((digest, mode)), Some(stat)) => {
-                        take(Digest::from_bytes(digest), mode, stat)?;
-                    }
-                    (None, Some(_)) => strangers += 1,
-                    (_, None) => {}
-                }
-            }
-        }
-        Ok(strangers)
+        shards::for_each(&self.blobs, &self.path.join(layout::BLOBS), |found| {
+            take(Digest::from_bytes(found.digest), found.mode, found.stat)
+        })
     }
 
     /// Moves a file out of reach and keeps it as evidence. Returns its name there.

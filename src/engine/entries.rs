@@ -15,12 +15,16 @@ use crate::index::{Change, Row};
 use crate::key::TaskDigest;
 use crate::manifest::{DecodeError, Manifest};
 use crate::options::Durability;
+use crate::shards;
 use std::ffi::OsStr;
 use std::io::{self, Write};
 use std::path::PathBuf;
 
 /// A manifest of more bytes than this is neither written nor read: some three million outputs.
 const MANIFEST_BYTES_MAX: u64 = 256 << 20;
+
+/// What a name without a suffix says.
+const MANIFEST_MODE: u32 = 0o444;
 
 /// A manifest of at most so many bytes (some 500 outputs) is read faster than an index is opened.
 const DIRECT_BYTES_MAX: u64 = 64 << 10;
@@ -213,39 +217,16 @@ impl Cache {
         &self,
         mut take: impl FnMut(TaskDigest, &Dir, &OsStr, FileStat) -> Result<()>,
     ) -> Result<usize> {
-        let mut strangers = 0;
-        let parent = &self.inner.manifests;
-        let place = || self.inner.path.join(layout::MANIFESTS);
-        for (folder_name, _) in parent.entries().context("list", place)? {
-            let folder = match parent.open_child(&folder_name) {
-                Err(error)
-                    if error.kind() == io::ErrorKind::NotFound
-                        || disk::is_not_a_directory(&error) =>
-                {
-                    strangers += 1;
-                    continue;
-                }
-                // What lies there may be needed; to pass over it would be to say that it is not there.
-                opened => opened.context("open", || place().join(&folder_name))?,
-            };
-            for (name, _) in folder.entries().context("list", || place().join(&folder_name))? {
-                let parsed = match (folder_name.to_str(), name.to_str()) {
-                    (Some(folder), Some(name)) => Shard::parse(folder, name),
-                    _ => None,
-                };
-                let stat = folder
-                    .stat(&name)
-                    .context("look at", || place().join(&folder_name).join(&name))?;
-                match (parsed, stat) {
-                    (Some((digest, 0o444)), Some(stat)) => {
-                        take(TaskDigest::from_bytes(digest), &folder, &name, stat)?;
-                    }
-                    (_, Some(_)) => strangers += 1,
-                    (_, None) => {}
-                }
+        let mut others = 0;
+        let path = self.inner.path.join(layout::MANIFESTS);
+        let strangers = shards::for_each(&self.inner.manifests, &path, |found| {
+            if found.mode != MANIFEST_MODE {
+                others += 1;
+                return Ok(());
             }
-        }
-        Ok(strangers)
+            take(TaskDigest::from_bytes(found.digest), found.folder, found.name, found.stat)
+        })?;
+        Ok(strangers + others)
     }
 
     /// Reads and decodes a manifest file; damage is quarantined and reads as absence.

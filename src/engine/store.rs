@@ -12,7 +12,8 @@
 //! since before step 1, step 3 looks again for each blob that the entry needs, and if one is gone
 //! everything begins anew; the third time within the section, where nobody sweeps.
 //!
-//! A store that fails before its slots are noted removes what it published.
+//! A store that fails before its slots are noted removes what it published, if nobody has committed
+//! since it began.
 //!
 //! A concurrent lookup sees the old entry, or none, until step 3, and the whole new one after it.
 
