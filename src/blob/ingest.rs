@@ -76,6 +76,7 @@ struct Published {
 impl BlobStore {
     /// A batch of about so many blobs.
     pub(crate) fn batch(&self, durability: Durability, blobs: usize) -> Batch<'_> {
+        self.staging.begin();
         Batch {
             blobs: self,
             durability,

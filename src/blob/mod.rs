@@ -83,9 +83,10 @@ impl BlobStore {
         self.stamps.refresh();
     }
 
-    /// Removes what processes that died left in staging. Best effort.
-    pub(crate) fn sweep_staging(&self) {
-        self.staging.sweep();
+    /// Removes what processes that died left in staging, and says whether there were any. Best
+    /// effort.
+    pub(crate) fn sweep_staging(&self) -> bool {
+        self.staging.sweep()
     }
 
     /// Opens a blob for reading; `None` if it is not there.

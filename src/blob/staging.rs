@@ -67,16 +67,22 @@ impl Staging {
         &self.path
     }
 
-    /// Removes the directories of owners that are dead.
-    pub(super) fn sweep(&self) {
-        let Ok(entries) = self.parent.entries() else {
-            return;
-        };
-        for (name, _) in entries {
-            if self.own.get().is_none_or(|own| own.name != name) {
-                remove_if_dead(&self.parent, &name);
-            }
-        }
+    /// Removes the directories of owners that are dead. True if there were any: they may have
+    /// published what nobody has counted.
+    pub(super) fn sweep(&self) -> bool {
+        let Ok(entries) = self.parent.entries() else { return false };
+        let others = entries.iter().filter(|(name, _)| self.own().is_none_or(|own| own != name));
+        others.filter(|(name, _)| remove_if_dead(&self.parent, name)).count() > 0
+    }
+
+    /// Makes our directory, which says that we are about to publish: whoever finds it without us knows
+    /// that we did not end. Best effort.
+    pub(super) fn begin(&self) {
+        let _ = self.dir();
+    }
+
+    fn own(&self) -> Option<&OsString> {
+        self.own.get().map(|own| &own.name)
     }
 
     /// Our directory, made at first use.

@@ -39,15 +39,15 @@ impl Claim {
     }
 }
 
-/// Removes a claimed directory whose owner is gone. Best effort: nothing depends on it.
-pub(crate) fn remove_if_dead(parent: &Dir, name: &OsStr) {
+/// Removes a claimed directory whose owner is gone, and says whether it was. Best effort.
+pub(crate) fn remove_if_dead(parent: &Dir, name: &OsStr) -> bool {
     let locked = parent
         .open_child(name)
         .and_then(|dir| dir.as_file())
         .and_then(|file| Lock::try_acquire(file, LockMode::Exclusive));
-    if let Ok(Some(_lock)) = locked {
-        let _ = parent.remove_all(name);
-    }
+    let Ok(Some(_lock)) = locked else { return false };
+    let _ = parent.remove_all(name);
+    true
 }
 
 #[cfg(test)]
@@ -63,7 +63,7 @@ mod tests {
         let (live_name, dead_name) = (live.name.clone(), dead.name.clone());
         drop(dead);
         for name in [&live_name, &dead_name] {
-            remove_if_dead(&parent, name);
+            assert_eq!(remove_if_dead(&parent, name), name == &dead_name);
         }
         assert!(parent.stat(&live_name)?.is_some() && parent.stat(&dead_name)?.is_none());
         Ok(())

@@ -12,6 +12,7 @@
 //!   evict.lock            flock: held by the one process that may remove blobs
 //!   tally                 what entries and blobs take, and how often blobs were swept; can be lost
 //!   marking               which blobs were committed since a sweeper began to look
+//!   references            what each entry needs, as the last sweeper found it; can be lost
 //!   condemned/            large blobs that were swept, until their blocks are given back
 //!   builds/<hex>          flocked while a process builds the task of that name
 //!   holds/<hex>           flocked while outputs that a restore returned are held: their blobs
@@ -49,6 +50,7 @@ pub(crate) const GATE: &str = "gate";
 pub(crate) const EVICT_LOCK: &str = "evict.lock";
 pub(crate) const TALLY: &str = "tally";
 pub(crate) const MARKING: &str = "marking";
+pub(crate) const REFERENCES: &str = "references";
 pub(crate) const INDEX: &str = "index.redb";
 pub(crate) const INDEX_LOCK: &str = "index.lock";
 pub(crate) const INDEX_SEAL: &str = "index.seal";
@@ -74,7 +76,7 @@ pub(crate) const RESTORE_PREFIX: &str = ".larder-restore-";
 /// Whether a name in the root of a store is one that we write. Replaced files have a random suffix
 /// while they are made.
 pub(crate) fn is_ours(name: &str) -> bool {
-    const FILES: [&str; 16] = [
+    const FILES: [&str; 17] = [
         FORMAT,
         CACHEDIR_TAG,
         IDENTITY,
@@ -86,6 +88,7 @@ pub(crate) fn is_ours(name: &str) -> bool {
         EVICT_LOCK,
         TALLY,
         MARKING,
+        REFERENCES,
         INDEX,
         INDEX_LOCK,
         INDEX_SEAL,
@@ -99,7 +102,7 @@ pub(crate) fn is_ours(name: &str) -> bool {
 /// Such files live for milliseconds; one that is older was left by a process that died.
 pub(crate) fn is_replacement(name: &str) -> bool {
     let suffix = |file: &str| name.strip_prefix(file).and_then(|rest| rest.strip_prefix('.'));
-    [FORMAT, IDENTITY, INDEX, STAMPS].into_iter().filter_map(suffix).any(is_random)
+    [FORMAT, IDENTITY, INDEX, STAMPS, REFERENCES].into_iter().filter_map(suffix).any(is_random)
 }
 
 fn is_random(suffix: &str) -> bool {

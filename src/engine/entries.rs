@@ -36,6 +36,16 @@ pub(super) struct StagedManifest<'a> {
     stat: FileStat,
 }
 
+/// What a manifest file is.
+#[derive(Debug)]
+pub(super) enum Loaded {
+    Entry(Box<Manifest>, FileStat),
+    /// Only a newer Larder can read it.
+    Newer,
+    /// Gone, or damaged and in quarantine: nobody needs what it named.
+    Gone,
+}
+
 /// What a lookup tells of an entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
@@ -252,6 +262,24 @@ impl Cache {
                     _ => Ok(None),
                 }
             }
+        }
+    }
+
+    /// Reads a manifest file that was found by its name in `folder`.
+    pub(super) fn load_manifest(
+        &self,
+        folder: &Dir,
+        name: &OsStr,
+        task: &TaskDigest,
+    ) -> Result<Loaded> {
+        match load(folder, name, task) {
+            Ok(Ok((manifest, stat))) => Ok(Loaded::Entry(Box::new(manifest), stat)),
+            Ok(Err(DecodeError::Newer)) => Ok(Loaded::Newer),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Loaded::Gone),
+            Ok(Err(_)) | Err(_) => Ok(match self.read_manifest(task)? {
+                Some((manifest, stat)) => Loaded::Entry(Box::new(manifest), stat),
+                None => Loaded::Gone,
+            }),
         }
     }
 

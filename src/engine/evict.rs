@@ -2,7 +2,7 @@
 //!
 //! Ranks all entries by what they are worth (`value`), and removes the least worthy with the blobs
 //! that only they need (`sweep`) until enough is free: 90 % of the limit, so that the next eviction
-//! is some time off and each pays for its look at every manifest.
+//! is some time off and each pays for its look at all entries.
 
 use super::Cache;
 use super::sweep::{Sweeper, Swept};
@@ -10,12 +10,14 @@ use super::tally::Totals;
 use super::uses::LastUse;
 use super::value::Worth;
 use crate::cancel::Cancel;
-use crate::digest::DigestSet;
-use crate::disk::{self, Space, Stamp, layout};
+use crate::digest::{Digest, DigestSet};
+use crate::disk::{self, FileStat, Space, Stamp, layout};
 use crate::error::{Context, Result};
 use crate::key::TaskDigest;
 use crate::options::{Limit, Limits};
-use std::sync::atomic::Ordering;
+use std::cmp::Ordering;
+use std::collections::BinaryHeap;
+use std::sync::atomic;
 use std::time::{Duration, Instant};
 
 /// So many entries are removed at once.
@@ -157,10 +159,11 @@ impl Cache {
     ) -> Result<Evicted> {
         let began = Instant::now();
         let sweeper = self.sweeper(Duration::MAX, cancel)?;
-        self.recount()?;
+        self.recount(|_, _, _| {})?;
         let mut eviction = Eviction::new(self, &options.limits)?;
         eviction.age_seconds_max = options.limits.age_seconds_max;
         eviction.is_dry_run = options.is_dry_run;
+        eviction.is_thorough = true;
         eviction.ends_at = options.budget.and_then(|budget| began.checked_add(budget));
         if let Some(sweeper) = sweeper {
             eviction.run(sweeper, progress)?;
@@ -177,11 +180,11 @@ impl Cache {
     pub fn usage(&self) -> Result<Usage> {
         let totals = match self.inner.tally.read().and_then(|reading| reading.totals()) {
             Some(totals) => totals,
-            None => self.recount()?,
+            None => self.recount(|_, _, _| {})?,
         };
         let space = self.space()?;
         Ok(Usage {
-            size_bytes: totals.bytes() + self.other_bytes()?,
+            size_bytes: totals.bytes() + folder_bytes(&totals) + self.other_bytes()?,
             inodes: totals.blobs + totals.entries,
             entries: totals.entries,
             free_bytes: space.free_bytes,
@@ -204,11 +207,11 @@ impl Cache {
             return Ok(());
         }
         // Of several threads one is enough.
-        if self.inner.is_enforcing.swap(true, Ordering::Acquire) {
+        if self.inner.is_enforcing.swap(true, atomic::Ordering::Acquire) {
             return Ok(());
         }
         let enforced = self.enforce(limits, used, cancel);
-        self.inner.is_enforcing.store(false, Ordering::Release);
+        self.inner.is_enforcing.store(false, atomic::Ordering::Release);
         enforced
     }
 
@@ -217,6 +220,7 @@ impl Cache {
         const SLACK_PERCENT: u64 = 10;
         /// Beyond it they wait for that, but not for one that hangs.
         const PATIENCE: Duration = Duration::from_secs(30);
+        self.recount_if_suspect()?;
         let usage = self.usage()?;
         let mut eviction = Eviction::new(self, limits)?;
         eviction.age_seconds_max = limits.age_seconds_max.filter(|_| self.is_time_for_ages());
@@ -247,19 +251,21 @@ impl Cache {
         };
         let mut eviction = Eviction::new(self, &Limits::none())?;
         // Where there seems to be room, a quota says that there is none.
+        eviction.is_thorough = true;
         eviction.wanted =
             Some(if short == Need::default() { Need { bytes, inodes: 0 } } else { short });
         eviction.run(sweeper, &mut |_| {})?;
         Ok(eviction.done.entries > 0 || eviction.done.blobs > 0)
     }
 
-    /// Counts entries and blobs, and writes that down.
-    fn recount(&self) -> Result<Totals> {
+    /// Counts entries and blobs, and writes that down. `look` gets each blob.
+    pub(super) fn recount(&self, mut look: impl FnMut(Digest, u32, &FileStat)) -> Result<Totals> {
         let before = self.inner.tally.read();
         let mut totals = Totals::default();
-        self.inner.blobs.for_each(|_, _, stat| {
+        self.inner.blobs.for_each(|digest, mode, stat| {
             totals.blobs += 1;
             totals.blob_bytes += stat.allocated_bytes;
+            look(digest, mode, &stat);
             Ok(())
         })?;
         self.for_each_manifest(|_, _, _, stat| {
@@ -270,6 +276,22 @@ impl Cache {
         // Best effort: without it the next one counts again.
         let _ = self.inner.tally.replace(totals, before);
         Ok(totals)
+    }
+
+    /// Counts again if a process was killed that may have published what nobody has counted; where
+    /// that takes long, not too often.
+    fn recount_if_suspect(&self) -> Result<()> {
+        /// Some 50 ms.
+        const FILES_MAX: u64 = 25_000;
+        const AGE_SECONDS: i64 = 3600;
+        let Some(reading) = self.inner.tally.read() else { return Ok(()) };
+        let Some(totals) = reading.totals().filter(|_| reading.is_suspect) else { return Ok(()) };
+        let age_seconds = disk::now().seconds.saturating_sub(reading.counted_at());
+        let is_old = !(0..AGE_SECONDS).contains(&age_seconds);
+        if is_old || totals.blobs + totals.entries <= FILES_MAX {
+            self.recount(|_, _, _| {})?;
+        }
+        Ok(())
     }
 
     fn space(&self) -> Result<Space> {
@@ -297,6 +319,8 @@ struct Eviction<'a> {
     age_seconds_max: Option<u64>,
     used: DigestSet<TaskDigest>,
     is_dry_run: bool,
+    /// Whether every blob is looked at for being needed, however long that takes.
+    is_thorough: bool,
     ends_at: Option<Instant>,
     /// Of a dry run: what would be freed.
     freed_inodes: f64,
@@ -314,6 +338,7 @@ impl<'a> Eviction<'a> {
             age_seconds_max: None,
             used: DigestSet::default(),
             is_dry_run: false,
+            is_thorough: false,
             ends_at: None,
             freed_inodes: 0.0,
             done: Evicted::default(),
@@ -334,17 +359,17 @@ impl<'a> Eviction<'a> {
         if !sweeper.can_sweep() {
             return Ok(());
         }
-        // The next one to go is the last.
-        let mut candidates = self.rank(&sweeper)?;
-        let (orphans, orphan_bytes) = sweeper.orphans()?;
-        if let Some(wanted) = self.wanted {
-            let bytes = candidates.iter().map(|candidate| candidate.bytes).sum::<u64>();
-            let inodes = candidates.iter().map(|candidate| candidate.inodes).sum::<f64>();
-            if bytes.saturating_add(orphan_bytes) < wanted.bytes
-                || inodes + (orphans.len() as f64) < wanted.inodes as f64
-            {
-                return Ok(());
-            }
+        let (orphans, orphan_bytes) = if self.is_thorough || sweeper.has_orphans() {
+            sweeper.orphans()?
+        } else {
+            Default::default()
+        };
+        let mut ranking = self.rank(&sweeper, self.need()?)?;
+        if let Some(wanted) = self.wanted
+            && (ranking.all_bytes.saturating_add(orphan_bytes) < wanted.bytes
+                || ranking.all_inodes + (orphans.len() as f64) < wanted.inodes as f64)
+        {
+            return Ok(());
         }
         if self.is_dry_run {
             self.done.freed_bytes += orphan_bytes;
@@ -354,29 +379,57 @@ impl<'a> Eviction<'a> {
             progress(&self.done);
         }
         let mut barren = 0;
-        while barren < BARREN_MAX && self.ends_at.is_none_or(|end| Instant::now() < end) {
-            let need = self.need()?;
-            let batch = take(&mut candidates, need);
-            if batch.is_empty() {
+        loop {
+            let mut candidates = ranking.into_candidates();
+            let entries_before = self.done.entries;
+            while barren < BARREN_MAX && !self.is_over() {
+                let need = self.need()?;
+                let batch = take(&mut candidates, need);
+                if batch.is_empty() {
+                    break;
+                }
+                let need_before = need;
+                self.remove(&mut sweeper, &batch)?;
+                progress(&self.done);
+                let is_barren = !self.is_dry_run
+                    && need_before != Need::default()
+                    && self.need()?.bytes >= need_before.bytes.max(1);
+                barren = if is_barren { barren + 1 } else { 0 };
+            }
+            // Where entries share much, those that were chosen may not have been enough.
+            let has_more = candidates.is_empty() && self.done.entries > entries_before;
+            if self.is_dry_run || !has_more || barren == BARREN_MAX || self.is_over() {
                 break;
             }
-            if self.is_dry_run {
-                self.done.entries += batch.len() as u64;
-                self.done.freed_bytes += batch.iter().map(|candidate| candidate.bytes).sum::<u64>();
-                self.freed_inodes += batch.iter().map(|candidate| candidate.inodes).sum::<f64>();
-                continue;
+            let need = self.need()?;
+            if need == Need::default() {
+                break;
             }
-            let victims: Vec<_> =
-                batch.iter().map(|candidate| (candidate.task, candidate.stamp)).collect();
-            self.add(sweeper.remove_entries(&victims)?);
-            progress(&self.done);
-            let is_barren = need != Need::default() && self.need()?.bytes >= need.bytes.max(1);
-            barren = if is_barren { barren + 1 } else { 0 };
+            ranking = self.rank(&sweeper, need)?;
         }
         if self.age_seconds_max.is_some() && !self.is_dry_run {
             sweeper.note_age_check();
         }
         Ok(())
+    }
+
+    /// Removes entries, or says what that would give back.
+    fn remove(&mut self, sweeper: &mut Sweeper<'_>, batch: &[Candidate]) -> Result<()> {
+        if self.is_dry_run {
+            self.done.entries += batch.len() as u64;
+            self.done.freed_bytes += batch.iter().map(|candidate| candidate.bytes).sum::<u64>();
+            self.freed_inodes += batch.iter().map(|candidate| candidate.inodes).sum::<f64>();
+            return Ok(());
+        }
+        let victims: Vec<_> =
+            batch.iter().map(|candidate| (candidate.task, candidate.stamp)).collect();
+        self.add(sweeper.remove_entries(&victims)?);
+        Ok(())
+    }
+
+    /// Whether the time is over.
+    fn is_over(&self) -> bool {
+        self.ends_at.is_some_and(|end| Instant::now() >= end)
     }
 
     fn add(&mut self, swept: Swept) {
@@ -404,37 +457,114 @@ impl<'a> Eviction<'a> {
         Ok(self.bounds.excess(&usage))
     }
 
-    /// All entries: the one that is worth most first, what has expired last.
-    fn rank(&self, sweeper: &Sweeper<'_>) -> Result<Vec<Candidate>> {
+    /// The entries that may have to go for this need, and all that have expired: the next one to go is
+    /// the last.
+    fn rank(&self, sweeper: &Sweeper<'_>, need: Need) -> Result<Ranking> {
         let now = disk::now();
-        let mut candidates = Vec::new();
-        sweeper.for_each_entry(|task, manifest, stat, (bytes, inodes)| {
-            let last = LastUse::of(stat);
-            let age_seconds = last.age_seconds(now);
-            let worth =
-                Worth { duration_ms: manifest.duration_ms, uses: last.uses, age_seconds, bytes };
-            candidates.push(Candidate {
+        let mut ranking = Ranking::new(need);
+        sweeper.for_each_entry(|entry, (bytes, inodes)| {
+            let LastUse { uses, .. } = entry.last_use;
+            let age_seconds = entry.last_use.age_seconds(now);
+            let worth = Worth { duration_ms: entry.duration_ms, uses, age_seconds, bytes };
+            ranking.add(Candidate {
                 // What can never fit goes alone, and not after everything else.
                 is_expired: self.age_seconds_max.is_some_and(|max| age_seconds > max)
                     || self.bounds.size_bytes_max.is_some_and(|max| bytes > max),
-                is_used: self.used.contains(&task),
+                is_used: self.used.contains(&entry.task),
                 value: worth.value(),
-                task,
-                stamp: stat.stamp(),
+                task: entry.task,
+                stamp: entry.stamp,
                 bytes,
                 inodes,
             });
         })?;
-        candidates.sort_by(|one, other| {
-            one.is_expired
-                .cmp(&other.is_expired)
-                .then(other.is_used.cmp(&one.is_used))
-                .then(other.value.total_cmp(&one.value))
-                .then(other.stamp.modified.cmp(&one.stamp.modified))
-                .then(one.task.cmp(&other.task))
-        });
-        Ok(candidates)
+        Ok(ranking)
     }
+}
+
+/// Candidates in their order; the greatest is kept longest.
+impl Ord for Candidate {
+    fn cmp(&self, other: &Self) -> Ordering {
+        (other.is_expired.cmp(&self.is_expired))
+            .then(self.is_used.cmp(&other.is_used))
+            .then(self.value.total_cmp(&other.value))
+            .then(self.stamp.modified.cmp(&other.stamp.modified))
+            .then(other.task.cmp(&self.task))
+    }
+}
+
+impl PartialOrd for Candidate {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for Candidate {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other).is_eq()
+    }
+}
+
+impl Eq for Candidate {}
+
+/// As many of the least worthy as may have to go, however many entries there are.
+struct Ranking {
+    kept: BinaryHeap<Candidate>,
+    /// What those that are kept give back.
+    bytes: u64,
+    inodes: f64,
+    wanted: Need,
+    /// What all entries would give back.
+    all_bytes: u64,
+    all_inodes: f64,
+}
+
+impl Ranking {
+    fn new(need: Need) -> Ranking {
+        // What several entries share is free only when all of them are gone, so it may take more.
+        let wanted =
+            Need { bytes: need.bytes.saturating_mul(2), inodes: need.inodes.saturating_mul(2) };
+        Ranking {
+            kept: BinaryHeap::new(),
+            bytes: 0,
+            inodes: 0.0,
+            wanted,
+            all_bytes: 0,
+            all_inodes: 0.0,
+        }
+    }
+
+    fn add(&mut self, candidate: Candidate) {
+        self.all_bytes = self.all_bytes.saturating_add(candidate.bytes);
+        self.all_inodes += candidate.inodes;
+        self.bytes = self.bytes.saturating_add(candidate.bytes);
+        self.inodes += candidate.inodes;
+        self.kept.push(candidate);
+        while let Some(last) = self.kept.peek()
+            && !last.is_expired
+            && self.bytes.saturating_sub(last.bytes) >= self.wanted.bytes
+            && self.inodes - last.inodes >= self.wanted.inodes as f64
+        {
+            self.bytes = self.bytes.saturating_sub(last.bytes);
+            self.inodes -= last.inodes;
+            self.kept.pop();
+        }
+    }
+
+    fn into_candidates(self) -> Vec<Candidate> {
+        let mut candidates = self.kept.into_sorted_vec();
+        candidates.reverse();
+        candidates
+    }
+}
+
+/// About what the folders of blobs and entries take: 256 each, a name some 100 bytes.
+fn folder_bytes(totals: &Totals) -> u64 {
+    const FOLDERS: u64 = 256;
+    const FOLDER_BYTES_MIN: u64 = 4096;
+    const NAME_BYTES: u64 = 100;
+    let of = |names: u64| (names.min(FOLDERS) * FOLDER_BYTES_MIN).max(names * NAME_BYTES);
+    of(totals.blobs) + of(totals.entries)
 }
 
 /// The next entries to go together: all that have expired, and as many as are needed.

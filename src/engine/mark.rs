@@ -23,33 +23,47 @@ pub(super) fn tag_of(digest: &Digest, mode: u32) -> u64 {
 pub(super) struct Counts {
     slots: Vec<u64>,
     taken: usize,
+    /// Tags whose count is not zero.
+    needed: u64,
 }
 
 impl Counts {
     pub(super) fn new() -> Counts {
-        Counts { slots: vec![0; SLOTS_MIN], taken: 0 }
+        Counts { slots: vec![0; SLOTS_MIN], taken: 0, needed: 0 }
     }
 
     /// One more needs the blob.
     pub(super) fn add(&mut self, tag: u64) {
         let slot = self.slot_mut(tag);
+        let count = *slot & COUNT_MASK;
         // A count that is full stays so: the blob stays.
-        if *slot & COUNT_MASK < COUNT_MASK {
+        if count < COUNT_MASK {
             *slot += 1;
         }
+        self.needed += u64::from(count == 0);
     }
 
     /// One less needs the blob.
     pub(super) fn remove(&mut self, tag: u64) {
         let slot = self.slot_mut(tag);
-        if (1..COUNT_MASK).contains(&(*slot & COUNT_MASK)) {
+        let count = *slot & COUNT_MASK;
+        if (1..COUNT_MASK).contains(&count) {
             *slot -= 1;
         }
+        self.needed -= u64::from(count == 1);
     }
 
     /// Somebody needs the blob whose reference will not be removed by us.
     pub(super) fn keep(&mut self, tag: u64) {
-        *self.slot_mut(tag) |= COUNT_MASK;
+        let slot = self.slot_mut(tag);
+        let count = *slot & COUNT_MASK;
+        *slot |= COUNT_MASK;
+        self.needed += u64::from(count == 0);
+    }
+
+    /// How many blobs are needed.
+    pub(super) fn needed(&self) -> u64 {
+        self.needed
     }
 
     /// How many need the blob.

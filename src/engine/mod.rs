@@ -34,6 +34,7 @@ mod ledgers;
 mod logs;
 mod mark;
 mod output;
+mod references;
 mod restore;
 mod scrub;
 mod section;
@@ -175,12 +176,15 @@ impl Cache {
             Err(error) => return Err(error).context("lock", || path.join(layout::IN_USE)),
         };
         let blobs = BlobStore::open(&root, &path, Arc::clone(&identity))?;
-        blobs.sweep_staging();
+        let has_dead = blobs.sweep_staging();
         let index =
             Index::new(again()?, again()?, &path, identity.row_key(), options.index_cache_bytes);
         let (manifests, leases) = (folder(layout::MANIFESTS)?, folder(layout::LEASES)?);
         let ledgers = folder(layout::LEDGERS).ok().map(|folder| Ledgers::new(folder, &identity));
         let tally = Tally::new(again()?, &identity);
+        if has_dead {
+            tally.change(|reading| reading.is_suspect = true);
+        }
         let inner = Inner {
             path,
             root,

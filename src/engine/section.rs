@@ -5,7 +5,8 @@
 //! nobody waits for anybody longer than a few milliseconds.
 //!
 //! flock(2) is unfair: whoever wants a lock exclusively starves while others share it in turn. So
-//! everybody passes a gate, and one who has to wait keeps it shut.
+//! everybody passes a gate, and one who has to wait keeps it shut. So a sweeper that goes from one
+//! section to the next lets in whoever waits, and nobody else is slowed down.
 
 use super::{Cache, is_read_only};
 use crate::cancel::Cancel;

@@ -77,16 +77,19 @@ impl Cache {
         Ok(stats)
     }
 
-    /// Blocks of everything but blobs and manifests, in bytes.
+    /// Blocks of everything but blobs and manifests, in bytes. Locks are empty files.
     pub(super) fn other_bytes(&self) -> Result<u64> {
         let mut bytes = 0;
-        for name in [layout::STAMPS, layout::INDEX, layout::TALLY, layout::MARKING] {
+        for name in
+            [layout::STAMPS, layout::INDEX, layout::REFERENCES, layout::TALLY, layout::MARKING]
+        {
             let stat = self.inner.root.stat(name.as_ref());
             let stat = stat.context("look at", || self.inner.path.join(name))?;
             bytes += stat.map_or(0, |stat| stat.allocated_bytes);
         }
         for folder in layout::FOLDERS {
-            if folder != layout::BLOBS && folder != layout::MANIFESTS {
+            if ![layout::BLOBS, layout::MANIFESTS, layout::LEASES, layout::BUILDS].contains(&folder)
+            {
                 bytes += self.folder_usage(folder)?.1;
             }
         }

@@ -15,16 +15,18 @@
 //! A sweeper that is killed leaves blobs that nobody needs (counted again by the next), `sweeps`
 //! odd (stores look again until the next sweep) and files in `condemned/` (removed by the next).
 
+use super::Cache;
+use super::entries::Loaded;
 use super::mark::{Counts, tag_of};
+use super::references::{Entry, References};
 use super::tally::Totals;
-use super::{Cache, entries};
 use crate::cancel::Cancel;
 use crate::digest::Digest;
 use crate::disk::{self, Dir, FileStat, Lock, LockMode, Stamp, layout};
 use crate::error::{Context, Result};
 use crate::index::Change;
 use crate::key::TaskDigest;
-use crate::manifest::{DecodeError, Manifest};
+use crate::manifest::Manifest;
 use std::collections::HashSet;
 use std::ffi::OsString;
 use std::fs::File;
@@ -36,8 +38,6 @@ use std::time::{Duration, Instant};
 const SECTION_BLOBS: usize = 256;
 /// Larger files are renamed away in a section, and given back outside: unlinking 1 GiB took 53 ms.
 const UNLINK_BYTES_MAX: u64 = 1 << 20;
-/// How long others are let in between two sections; the lock is not fair by itself.
-const PAUSE: Duration = Duration::from_millis(2);
 
 /// How `marking` begins; tags of eight bytes follow. The file is always there, and never empty, so
 /// that a full disk can be swept.
@@ -80,6 +80,9 @@ pub(super) struct Sweeper<'a> {
     /// Entries that only a newer Larder can read. While there are any, nobody knows which blobs are
     /// needed, and none is removed.
     newer_entries: u64,
+    references: References,
+    /// Whether they are of this mark.
+    is_written: bool,
     /// Rows of the index that speak of entries which are gone.
     removed: Vec<Change>,
 }
@@ -124,6 +127,8 @@ impl Cache {
             holds: HashSet::new(),
             counts: Counts::new(),
             newer_entries: 0,
+            references: References::open(root, &self.inner.identity),
+            is_written: false,
             removed: Vec::new(),
         }))
     }
@@ -213,63 +218,62 @@ impl Drop for Sweeper<'_> {
 }
 
 impl Sweeper<'_> {
-    /// Counts who needs what: decodes every manifest.
+    /// Counts who needs what: looks at every manifest, and decodes those that are new.
     pub(super) fn count(&mut self) -> Result<()> {
-        let (cache, cancel) = (self.cache, self.cancel);
-        cache.for_each_manifest(|task, folder, name, _| {
-            cancel.check()?;
-            match load(cache, folder, name, &task)? {
-                Loaded::Entry(manifest, _) => {
-                    for (blob, mode) in manifest.blobs() {
-                        self.counts.add(tag_of(&blob.digest, mode));
-                    }
-                }
-                Loaded::Newer => self.newer_entries += 1,
-                Loaded::Gone => {}
-            }
-            Ok(())
+        let counts = &mut self.counts;
+        let scanned = self.references.scan(self.cache, self.cancel, |entry| {
+            entry.needs().for_each(|(tag, _)| counts.add(tag));
         })?;
+        self.newer_entries = scanned.newer_entries;
+        if let Some(references) = scanned.references {
+            self.references = references;
+            self.is_written = true;
+        }
         Ok(())
     }
 
-    /// Calls `take` for each entry that can be read, with what its removal would give back: the
-    /// blocks of its blobs in bytes, and their number, each divided by the number of those who need
-    /// it.
+    /// Calls `take` for each entry, with what its removal would give back: the blocks of its blobs in
+    /// bytes, and their number, each divided by the number of those who need it.
     pub(super) fn for_each_entry(
         &self,
-        mut take: impl FnMut(TaskDigest, &Manifest, &FileStat, (u64, f64)),
+        mut take: impl FnMut(&Entry<'_>, (u64, f64)),
     ) -> Result<()> {
-        let (cache, cancel) = (self.cache, self.cancel);
-        cache.for_each_manifest(|task, folder, name, _| {
-            cancel.check()?;
-            if let Loaded::Entry(manifest, stat) = load(cache, folder, name, &task)? {
-                let mut share = (stat.allocated_bytes, 1.0);
-                for (blob, mode) in manifest.blobs() {
-                    let count = self.counts.get(tag_of(&blob.digest, mode)).max(1);
-                    let blocks = blob.size_bytes.div_ceil(BLOCK_BYTES);
-                    let bytes = blocks.saturating_mul(BLOCK_BYTES) / count;
-                    share = (share.0.saturating_add(bytes), share.1 + 1.0 / count as f64);
-                }
-                take(task, &manifest, &stat, share);
+        let take = |entry: &Entry<'_>| {
+            let mut share = (entry.manifest_bytes, 1.0);
+            for (tag, bytes) in entry.needs() {
+                let count = self.counts.get(tag).max(1);
+                share = (share.0.saturating_add(bytes / count), share.1 + 1.0 / count as f64);
             }
-            Ok(())
-        })?;
-        Ok(())
+            take(entry, share);
+        };
+        if self.is_written {
+            return self.references.replay(self.cancel, take);
+        }
+        self.references.scan(self.cache, self.cancel, take).map(|_| ())
     }
 
-    /// Blobs that nobody needs, left by entries that were removed or replaced and by stores that were
-    /// killed; and their blocks in bytes. What is younger may be of a store under way.
+    /// Whether there are likely more blobs than are needed: left by entries that were removed or
+    /// replaced, and by stores that were killed.
+    pub(super) fn has_orphans(&self) -> bool {
+        let needed = self.counts.needed();
+        // Stores go on, and the tally errs a little.
+        let slack = 64 + needed / 64;
+        let totals = self.cache.inner.tally.read().and_then(|reading| reading.totals());
+        totals.is_none_or(|totals| totals.blobs > needed + slack)
+    }
+
+    /// Blobs that nobody needs, and their blocks in bytes. What is younger may be of a store under
+    /// way. Looks at every blob.
     pub(super) fn orphans(&self) -> Result<(Vec<(Digest, u32)>, u64)> {
         const AGE_SECONDS: i64 = 10;
         let now = disk::now();
         let (mut orphans, mut bytes) = (Vec::new(), 0);
-        self.cache.inner.blobs.for_each(|digest, mode, stat| {
+        self.cache.recount(|digest, mode, stat| {
             let age_seconds = now.seconds.saturating_sub(stat.changed.seconds);
             if age_seconds > AGE_SECONDS && !self.is_needed(&digest, mode) {
                 orphans.push((digest, mode));
                 bytes += stat.allocated_bytes;
             }
-            Ok(())
         })?;
         Ok((orphans, bytes))
     }
@@ -300,7 +304,7 @@ impl Sweeper<'_> {
         for (task, stamp) in victims {
             let shard = layout::Shard::of_manifest(task.as_bytes());
             if let Loaded::Entry(manifest, stat) =
-                load(cache, &cache.inner.manifests, shard.name(), task)?
+                cache.load_manifest(&cache.inner.manifests, shard.name(), task)?
                 && stat.stamp() == *stamp
             {
                 loaded.push((*task, *manifest, stat));
@@ -343,11 +347,8 @@ impl Sweeper<'_> {
         if !self.can_sweep() {
             return Ok(swept);
         }
-        for (number, batch) in candidates.chunks(SECTION_BLOBS).enumerate() {
+        for batch in candidates.chunks(SECTION_BLOBS) {
             self.cancel.check()?;
-            if number > 0 {
-                std::thread::sleep(PAUSE);
-            }
             let condemned = {
                 let _section = cache.enter(LockMode::Exclusive, self.cancel)?;
                 self.keep_what_was_noted()?;
@@ -430,27 +431,5 @@ impl Sweeper<'_> {
             self.counts.keep(tag);
         }
         Ok(())
-    }
-}
-
-/// A usual block; only an estimate is made with it.
-const BLOCK_BYTES: u64 = 4096;
-
-enum Loaded {
-    Entry(Box<Manifest>, FileStat),
-    Newer,
-    Gone,
-}
-
-/// Reads a manifest. One that is damaged goes to quarantine, and nobody needs what it named.
-fn load(cache: &Cache, folder: &Dir, name: &std::ffi::OsStr, task: &TaskDigest) -> Result<Loaded> {
-    match entries::load(folder, name, task) {
-        Ok(Ok((manifest, stat))) => Ok(Loaded::Entry(Box::new(manifest), stat)),
-        Ok(Err(DecodeError::Newer)) => Ok(Loaded::Newer),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Loaded::Gone),
-        Ok(Err(_)) | Err(_) => match cache.read_manifest(task)? {
-            Some((manifest, stat)) => Ok(Loaded::Entry(Box::new(manifest), stat)),
-            None => Ok(Loaded::Gone),
-        },
     }
 }

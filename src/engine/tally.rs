@@ -36,6 +36,10 @@ pub(super) struct Reading {
     pub(super) commits: u64,
     /// Whether the totals were ever counted; else they only say what was added since.
     is_counted: bool,
+    /// Whether a process was killed since then that may have published what nobody has counted.
+    pub(super) is_suspect: bool,
+    /// When they were counted, in minutes since 1970.
+    counted_at_minutes: u32,
     totals: Totals,
 }
 
@@ -70,6 +74,11 @@ impl Reading {
     /// What the store holds; `None` if nobody has counted.
     pub(super) fn totals(&self) -> Option<Totals> {
         self.is_counted.then_some(self.totals)
+    }
+
+    /// When the totals were counted, in seconds since 1970.
+    pub(super) fn counted_at(&self) -> i64 {
+        i64::from(self.counted_at_minutes) * 60
     }
 
     pub(super) fn add(&mut self, more: &Totals) {
@@ -166,7 +175,8 @@ impl Tally {
                 reading.totals.add(&found.totals);
                 reading.totals.subtract(&before.totals);
             }
-            Some(Reading { is_counted: true, ..reading })
+            let counted_at_minutes = u32::try_from(disk::now().seconds / 60).unwrap_or_default();
+            Some(Reading { is_counted: true, is_suspect: false, counted_at_minutes, ..reading })
         })
     }
 
@@ -186,6 +196,8 @@ impl Tally {
             sweeps: u64::from_le_bytes(sweeps) & !1,
             commits: u64::from_le_bytes(commits),
             is_counted: false,
+            is_suspect: false,
+            counted_at_minutes: 0,
             totals: Totals::default(),
         })
     }
@@ -209,6 +221,8 @@ impl Tally {
             bytes[at..at + 8].copy_from_slice(&number.to_le_bytes());
         }
         bytes[48] = u8::from(reading.is_counted);
+        bytes[49] = u8::from(reading.is_suspect);
+        bytes[50..54].copy_from_slice(&reading.counted_at_minutes.to_le_bytes());
         bytes[56..64].copy_from_slice(&reading.commits.to_le_bytes());
         let checksum = blake3::keyed_hash(&self.key, &bytes[..BODY_BYTES]);
         bytes[BODY_BYTES..].copy_from_slice(checksum.as_bytes());
@@ -226,8 +240,14 @@ impl Tally {
             blobs: number(32),
             blob_bytes: number(40),
         };
-        let is_counted = bytes[48] == 1;
-        let reading = Reading { sweeps: number(8), commits: number(56), is_counted, totals };
+        let reading = Reading {
+            sweeps: number(8),
+            commits: number(56),
+            is_counted: bytes[48] == 1,
+            is_suspect: bytes[49] == 1,
+            counted_at_minutes: u32::from_le_bytes(bytes[50..54].try_into().expect("four bytes")),
+            totals,
+        };
         (self.encode(&reading) == bytes).then_some(reading)
     }
 }

@@ -89,7 +89,7 @@ impl Scratch {
 fn make_in(anchor: &Dir) -> io::Result<Claim> {
     for (name, _) in anchor.entries()? {
         if is_scratch(&name) {
-            remove_if_dead(anchor, &name);
+            let _ = remove_if_dead(anchor, &name);
         }
     }
     Claim::make(anchor, layout::RESTORE_PREFIX)
