@@ -5,6 +5,7 @@
 
 use crate::error::Result;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 /// Below this many pieces of work the threads cost more than they save.
 const PIECES_PER_THREAD_MIN: usize = 16;
@@ -55,10 +56,43 @@ pub(crate) fn for_each_with<T: Sync, S: Send>(
     })
 }
 
+/// Does both, the second on another thread if one can be had, and returns what they return.
+pub(crate) fn both<A, B: Send>(
+    first: impl FnOnce() -> A,
+    second: impl FnOnce() -> B + Send,
+) -> (A, B) {
+    // A thread that cannot be had must not take the work with it.
+    let second = Mutex::new(Some(second));
+    let take = || second.lock().unwrap_or_else(PoisonError::into_inner).take();
+    std::thread::scope(|scope| {
+        let work = || take().map(|work| work());
+        let other = std::thread::Builder::new().spawn_scoped(scope, work);
+        let first = first();
+        let done = other.ok().and_then(|other| {
+            other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        });
+        let second = done.or_else(|| take().map(|work| work()));
+        (first, second.expect("whoever took the work did it"))
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::error::Error;
+
+    #[test]
+    fn both_are_done_once() {
+        let mut calls = 0;
+        let done = both(
+            || 1,
+            || {
+                calls += 1;
+                2
+            },
+        );
+        assert_eq!((done, calls), ((1, 2), 1));
+    }
 
     #[test]
     fn every_item_is_seen_once_and_the_first_error_ends_it() {

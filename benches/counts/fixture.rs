@@ -51,6 +51,7 @@ pub(crate) fn prepare(place: &Path) {
         cache.store(&stored_task(index), &entry, &Cancel::new()).expect("the store takes a task");
     }
     let mut entry = CacheEntry::new(0, 41_200);
+    entry.outputs.push(CacheOutput::directory(ROOT));
     entry.outputs.extend((0..MANIFEST_FILES).map(|index| {
         let path = format!("{ROOT}/d{:02}/f{index:04}", index % 100);
         let modified = Timestamp { seconds: MODIFIED_SECONDS as i64, nanoseconds: 0 };

@@ -13,7 +13,7 @@ use crate::disk::{self, Dir, FileStat, LockMode, Stamp, layout, layout::Shard};
 use crate::error::{Context, Error, Result};
 use crate::index::{Change, Row};
 use crate::key::TaskDigest;
-use crate::manifest::{DecodeError, Manifest};
+use crate::manifest::{DecodeError, Manifest, Root};
 use crate::options::Durability;
 use crate::shards;
 use std::ffi::OsStr;
@@ -241,9 +241,19 @@ impl Cache {
 
     /// Reads and decodes a manifest file; damage is quarantined and reads as absence.
     pub(super) fn read_manifest(&self, task: &TaskDigest) -> Result<Option<(Manifest, FileStat)>> {
+        self.read_manifest_beside(task, |_| {})
+    }
+
+    /// As [`Cache::read_manifest`]. Of a large one, `beside` is told on another thread which roots it
+    /// claims to have, before anything is checked.
+    pub(super) fn read_manifest_beside(
+        &self,
+        task: &TaskDigest,
+        beside: impl FnOnce(&[Root]) + Send,
+    ) -> Result<Option<(Manifest, FileStat)>> {
         let shard = Shard::of_manifest(task.as_bytes());
         let path = || self.manifest_path(task);
-        let decoded = match load(&self.inner.manifests, shard.name(), task) {
+        let decoded = match load_beside(&self.inner.manifests, shard.name(), task, beside) {
             Ok(decoded) => decoded,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) if is_no_manifest(&error) => Err(DecodeError::Checksum),
@@ -300,13 +310,22 @@ pub(super) fn load(
     name: &OsStr,
     task: &TaskDigest,
 ) -> io::Result<Result<(Manifest, FileStat), DecodeError>> {
+    load_beside(folder, name, task, |_| {})
+}
+
+fn load_beside(
+    folder: &Dir,
+    name: &OsStr,
+    task: &TaskDigest,
+    beside: impl FnOnce(&[Root]) + Send,
+) -> io::Result<Result<(Manifest, FileStat), DecodeError>> {
     let (file, stat) = folder.open_regular(name)?;
     if stat.size_bytes > MANIFEST_BYTES_MAX {
         return Ok(Err(DecodeError::Checksum));
     }
     let mut bytes = Vec::new();
     disk::read_exactly(&file, stat.size_bytes as usize, &mut bytes)?;
-    Ok(Manifest::decode_owned(bytes, task).map(|manifest| (manifest, stat)))
+    Ok(Manifest::decode_owned(bytes, task, beside).map(|manifest| (manifest, stat)))
 }
 
 /// Whether an error speaks of what lies at the name: no regular file, or one that cannot be read.

@@ -13,6 +13,7 @@ use super::{
 use crate::digest::Digest;
 use crate::disk::Timestamp;
 use crate::key::TaskDigest;
+use crate::parallel;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -64,12 +65,18 @@ impl Manifest {
     /// # Errors
     /// If the bytes are not exactly what [`Manifest::encode`] would have written for `task`.
     pub fn decode(bytes: &[u8], task: &TaskDigest) -> Result<Manifest, DecodeError> {
-        Manifest::decode_owned(bytes.to_vec(), task)
+        Manifest::decode_owned(bytes.to_vec(), task, |_| {})
     }
 
-    /// As [`Manifest::decode`]; the manifest keeps the bytes, since its paths are parts of them.
-    pub(crate) fn decode_owned(bytes: Vec<u8>, task: &TaskDigest) -> Result<Manifest, DecodeError> {
-        let (task_found, manifest) = decode_file(bytes)?;
+    /// As [`Manifest::decode`]; the manifest keeps the bytes, since its paths are parts of them. Of a
+    /// large one, `beside` is told on another thread which roots it claims to have, before anything
+    /// is checked: to get ahead with what does no harm if that is wrong.
+    pub(crate) fn decode_owned(
+        bytes: Vec<u8>,
+        task: &TaskDigest,
+        beside: impl FnOnce(&[Root]) + Send,
+    ) -> Result<Manifest, DecodeError> {
+        let (task_found, manifest) = decode_file(bytes, beside)?;
         if task_found != *task {
             return Err(DecodeError::OtherTask);
         }
@@ -81,7 +88,7 @@ impl Manifest {
     /// # Errors
     /// As for [`Manifest::decode`].
     pub fn decode_any(bytes: &[u8]) -> Result<(TaskDigest, Manifest), DecodeError> {
-        decode_file(bytes.to_vec())
+        decode_file(bytes.to_vec(), |_| {})
     }
 
     /// The part that other machines may get: no times of this store, no stamps.
@@ -163,7 +170,13 @@ impl Manifest {
     }
 }
 
-fn decode_file(bytes: Vec<u8>) -> Decoded<(TaskDigest, Manifest)> {
+/// `beside` may be told, on another thread, which roots the manifest claims, before that is checked.
+fn decode_file(
+    bytes: Vec<u8>,
+    beside: impl FnOnce(&[Root]) + Send,
+) -> Decoded<(TaskDigest, Manifest)> {
+    /// Some 500 outputs: to check and to decode them takes as long as to start a thread.
+    const BESIDE_BYTES_MIN: usize = 64 << 10;
     if bytes.len() < HEADER_BYTES + CHECKSUM_BYTES || bytes[..8] != *MAGIC {
         return Err(DecodeError::Checksum);
     }
@@ -171,31 +184,84 @@ fn decode_file(bytes: Vec<u8>) -> Decoded<(TaskDigest, Manifest)> {
         return Err(DecodeError::NotCanonical("it is larger than 4 GiB"));
     }
     let text = Arc::new(bytes);
+    if text.len() < BESIDE_BYTES_MIN {
+        check_hashes(&text)?;
+        return decode_text(&text);
+    }
+    // Decoding takes any bytes; what it made of wrong ones is thrown away.
+    let (decoded, checked) = parallel::both(
+        || decode_text(&text),
+        || {
+            if let Ok(roots) = claimed_roots(&text) {
+                beside(&roots);
+            }
+            check_hashes(&text)
+        },
+    );
+    checked?;
+    decoded
+}
+
+/// What stands before the body.
+struct Header {
+    task: TaskDigest,
+    body_digest: [u8; 32],
+    body_end: usize,
+}
+
+impl Header {
+    fn read(text: &Arc<Vec<u8>>) -> Decoded<Header> {
+        let mut header = Reader { text, next: 8, end: HEADER_BYTES };
+        if u16::from_le_bytes(header.array()?) != VERSION {
+            return Err(DecodeError::Newer);
+        }
+        if header.array::<2>()? != [0, 0] {
+            return Err(DecodeError::NotCanonical("reserved bytes are not zero"));
+        }
+        let body_bytes = usize::try_from(u64::from_le_bytes(header.array()?)).ok();
+        let task = TaskDigest::from_bytes(header.array()?);
+        let body_digest = header.array()?;
+        let body_end = body_bytes.and_then(|length| length.checked_add(HEADER_BYTES));
+        let body_end = body_end
+            .filter(|end| *end <= text.len() - CHECKSUM_BYTES)
+            .ok_or(DecodeError::NotCanonical("the body's length is wrong"))?;
+        Ok(Header { task, body_digest, body_end })
+    }
+}
+
+fn check_hashes(text: &Arc<Vec<u8>>) -> Decoded<()> {
     let (contents, checksum) = text.split_at(text.len() - CHECKSUM_BYTES);
     if blake3::derive_key(CHECKSUM_CONTEXT, contents) != checksum {
         return Err(DecodeError::Checksum);
     }
-    let mut header = Reader { text: &text, next: 8, end: HEADER_BYTES };
-    if u16::from_le_bytes(header.array()?) != VERSION {
-        return Err(DecodeError::Newer);
-    }
-    if header.array::<2>()? != [0, 0] {
-        return Err(DecodeError::NotCanonical("reserved bytes are not zero"));
-    }
-    let body_bytes = usize::try_from(u64::from_le_bytes(header.array()?)).ok();
-    let task = TaskDigest::from_bytes(header.array()?);
-    let body_digest: [u8; 32] = header.array()?;
-    let body_end = body_bytes.and_then(|length| length.checked_add(HEADER_BYTES));
-    let body_end = body_end
-        .filter(|end| *end <= contents.len())
-        .ok_or(DecodeError::NotCanonical("the body's length is wrong"))?;
-    if blake3::derive_key(BODY_CONTEXT, &contents[HEADER_BYTES..body_end]) != body_digest {
+    let header = Header::read(text)?;
+    let body = &contents[HEADER_BYTES..header.body_end];
+    if blake3::derive_key(BODY_CONTEXT, body) != header.body_digest {
         return Err(DecodeError::NotCanonical("the body's digest is wrong"));
     }
-    let body = Reader { text: &text, next: HEADER_BYTES, end: body_end };
+    Ok(())
+}
+
+fn claimed_roots(text: &Arc<Vec<u8>>) -> Decoded<Vec<Root>> {
+    let body = Reader { text, next: HEADER_BYTES, end: Header::read(text)?.body_end };
+    let mut roots = Vec::new();
+    sections(body, |tag, section| {
+        if tag == SECTION_ROOTS {
+            roots = section.list(2, Reader::root)?;
+            return Ok(true);
+        }
+        section.next = section.end;
+        Ok(true)
+    })?;
+    Ok(roots)
+}
+
+fn decode_text(text: &Arc<Vec<u8>>) -> Decoded<(TaskDigest, Manifest)> {
+    let Header { task, body_end, .. } = Header::read(text)?;
+    let body = Reader { text, next: HEADER_BYTES, end: body_end };
     let mut manifest = Manifest::decode_body(body)?;
     let mut origin = None;
-    let trailer = Reader { text: &text, next: body_end, end: contents.len() };
+    let trailer = Reader { text, next: body_end, end: text.len() - CHECKSUM_BYTES };
     sections(trailer, |tag, section| {
         if tag == SECTION_ORIGIN {
             origin = Some(Origin {

@@ -24,6 +24,7 @@ use crate::disk::Timestamp;
 use crate::error::Error;
 use globset::{GlobBuilder, GlobMatcher};
 use std::cmp::Ordering;
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 /// The result of one task.
@@ -283,6 +284,10 @@ impl Manifest {
         // The nodes that lead to the current one, from the top down.
         let mut above: Vec<&Node> = Vec::new();
         let mut last: Option<&Node> = None;
+        // Whether the topmost of them owns what is below it.
+        let mut is_owned = false;
+        // Roots have the order of nodes, so these are the ones that no node has passed yet.
+        let mut roots = self.roots.as_slice();
         for node in &self.nodes {
             match last.map(|last| last.path.cmp(&node.path)) {
                 Some(Ordering::Equal) => {
@@ -302,16 +307,28 @@ impl Manifest {
                         "an output lies below another one that is no directory",
                     ));
                 }
-                if top.path.as_path() != node.path.parent() {
+                if top.path.as_bytes() != node.path.parent().as_os_str().as_bytes() {
                     return Err(error(node, "a directory on the way to an output is missing"));
                 }
             }
             // What lies below a directory that is a root, or that a pattern matches, is covered with it.
-            let is_below = above.first().is_some_and(|top| self.owns(top, &globs));
-            above.push(node);
-            if !is_below && !self.is_covered(&node.path, &globs) {
-                return Err(error(node, "an output is covered by no root"));
+            if above.is_empty() || !is_owned {
+                while let [root, rest @ ..] = roots
+                    && root.path < node.path
+                {
+                    roots = rest;
+                }
+                let is_root = roots
+                    .first()
+                    .is_some_and(|root| root.path == node.path && root.kind != RootKind::Glob);
+                if !is_root && !self.is_covered(&node.path, &globs) {
+                    return Err(error(node, "an output is covered by no root"));
+                }
+                if above.is_empty() {
+                    is_owned = self.owns(node, &globs);
+                }
             }
+            above.push(node);
             if let NodeKind::Symlink { target } = &node.kind
                 && (target.is_empty() || target.contains(&0))
             {

@@ -42,6 +42,7 @@ use apply::Stage;
 use materialize::Materializer;
 use plan::Plan;
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 use workspace::Workspace;
 
 /// What became of one attempt to restore.
@@ -94,7 +95,16 @@ impl Cache {
         cancel: &Cancel,
     ) -> Result<Attempt> {
         cancel.check()?;
-        let Some((mut manifest, mut stat)) = self.read_manifest(task)? else {
+        // The ledger of a large entry is read while its manifest is decoded.
+        let early = Mutex::new(None);
+        let read = self.read_manifest_beside(task, |roots| {
+            if let Ok(canonical) = disk::canonical(workspace) {
+                let about = ledger_of_outputs(&canonical, roots);
+                *early.lock().unwrap_or_else(PoisonError::into_inner) =
+                    Some((about, self.read_ledger(about)));
+            }
+        });
+        let Some((mut manifest, mut stat)) = read? else {
             return Ok(Attempt::Miss);
         };
         disk::make_all(workspace).context("make the workspace", || workspace)?;
@@ -117,7 +127,11 @@ impl Cache {
         let store = disk::canonical(&self.inner.path).unwrap_or_else(|_| self.inner.path.clone());
         let place = Workspace { dir: &dir, store: store.strip_prefix(&canonical).ok() };
         let about = ledger_of_outputs(&canonical, &manifest.roots);
-        let ledger = self.read_ledger(about);
+        let early = early.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let ledger = match early {
+            Some((place, ledger)) if place == about => ledger,
+            _ => self.read_ledger(about),
+        };
         let restored = Plan::make(place, &manifest, &ledger, &materializer)
             .and_then(|plan| Stage::make(plan, &materializer))
             .and_then(|stage| stage.apply(&materializer));
