@@ -22,6 +22,8 @@ use std::time::{Duration, Instant};
 
 /// So many entries are removed at once.
 const BATCH_ENTRIES: usize = 64;
+/// What is in quarantine is kept so long for people to look at, where space is short.
+const QUARANTINE_SECONDS: i64 = 24 * 3600;
 /// How often entries are looked at for their age, in seconds.
 const AGE_CHECK_SECONDS: i64 = 3600;
 
@@ -354,6 +356,9 @@ impl<'a> Eviction<'a> {
             return Ok(());
         }
         self.bounds = self.bounds.lowered(&self.cache.usage()?);
+        if !self.is_dry_run {
+            self.cache.sweep_quarantine(QUARANTINE_SECONDS)?;
+        }
         sweeper.count()?;
         // Where nobody can tell which blobs are needed, to remove entries frees nothing.
         if !sweeper.can_sweep() {

@@ -1,7 +1,8 @@
 //! Holds: blobs that somebody may still read, though their entry may go.
 //!
 //! A hold is a flocked file in the store with the tags of its blobs, written in one go and never
-//! changed. It counts as long as its lock is held, so it ends with its holder, however that ends.
+//! changed. It counts as long as its lock is held, so it ends with its holder, however that ends; and
+//! for half a day at most, so that one who keeps results for ever does not keep a store full.
 //! It is made in a shared section, so a sweeper either sees it or had removed the blobs before.
 
 use super::mark::tag_of;
@@ -14,6 +15,9 @@ use std::collections::HashSet;
 use std::ffi::OsString;
 use std::io::{self, Write};
 use std::sync::Arc;
+
+/// So long a hold counts.
+const HOLD_SECONDS_MAX: i64 = 12 * 3600;
 
 /// The blobs of an entry, held as long as this lives.
 #[derive(Debug)]
@@ -82,9 +86,12 @@ impl Cache {
                 folder.unlink(&name).context("remove", || place().join(&name))?;
                 continue;
             }
+            known.insert(name);
+            if disk::now().seconds.saturating_sub(stat.modified.seconds) > HOLD_SECONDS_MAX {
+                continue;
+            }
             let (words, _) = bytes.as_chunks::<8>();
             tags.extend(words.iter().map(|word| u64::from_le_bytes(*word)));
-            known.insert(name);
         }
         Ok(tags)
     }

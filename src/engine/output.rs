@@ -258,8 +258,9 @@ fn open_alone(path: &Path, capabilities: Capabilities) -> io::Result<(File, File
     Dir::open(parent, capabilities)?.open_regular(name)
 }
 
-/// A blob in an open store. Read on demand; held as long as this lives, across processes: a store that
-/// is open is not destroyed, and nobody removes a blob that is held, whatever becomes of its entry.
+/// A blob in an open store. Read on demand; held as long as this lives, across processes, for up to
+/// twelve hours: a store that is open is not destroyed, and nobody removes a blob that is held,
+/// whatever becomes of its entry.
 #[derive(Clone)]
 pub struct StoredBlob {
     pub(super) cache: Arc<Inner>,

@@ -231,10 +231,11 @@ impl Cache {
     }
 
     /// Removes what processes that died left beside the blobs: files that were to replace others, and
-    /// leases that nobody holds.
+    /// leases that nobody holds; and what was in quarantine for a month.
     fn sweep_leftovers(&self) -> Result<()> {
         /// Such files live for milliseconds.
         const AGE_SECONDS: i64 = 3600;
+        const QUARANTINE_SECONDS: i64 = 30 * 24 * 3600;
         let root = &self.inner.root;
         for (name, _) in root.entries().context("list", || &self.inner.path)? {
             let Some(stat) = root.stat(&name).context("look at", || self.inner.path.join(&name))?
@@ -246,6 +247,7 @@ impl Cache {
                 root.unlink(&name).context("remove", || self.inner.path.join(&name))?;
             }
         }
+        self.sweep_quarantine(QUARANTINE_SECONDS)?;
         self.sweep_locks(layout::LEASES)?;
         self.sweep_locks(layout::BUILDS)
     }

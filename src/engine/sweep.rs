@@ -195,6 +195,23 @@ impl Cache {
         });
     }
 
+    /// Removes what went to quarantine longer ago than so many seconds.
+    pub(super) fn sweep_quarantine(&self, age_seconds_min: i64) -> Result<()> {
+        let folder = self.folder(layout::QUARANTINE)?;
+        let place = || self.inner.path.join(layout::QUARANTINE);
+        let now = disk::now();
+        for (name, _) in folder.entries().context("list", place)? {
+            let stat = folder.stat(&name).context("look at", || place().join(&name))?;
+            // The rename that brought it there changed it.
+            let age_seconds = stat.map(|stat| now.seconds.saturating_sub(stat.changed.seconds));
+            if age_seconds.is_some_and(|age_seconds| age_seconds > age_seconds_min) {
+                // Whatever lay under a name of ours can be a directory, too.
+                folder.remove_all(&name).context("remove", || place().join(&name))?;
+            }
+        }
+        Ok(())
+    }
+
     /// Gives back the blocks of what was swept.
     fn empty_condemned(&self, condemned: &Dir) -> Result<()> {
         let place = || self.inner.path.join(layout::CONDEMNED);
@@ -213,6 +230,7 @@ impl Drop for Sweeper<'_> {
         let _ = self.marking.set_len(MARKING_HEADER_BYTES);
         if !self.removed.is_empty() {
             self.cache.inner.index.write_all(&self.removed);
+            self.cache.inner.index.shrink();
         }
     }
 }

@@ -124,12 +124,12 @@ impl Index {
             contain(|| {
                 let transaction = database.begin_read()?;
                 let table = transaction.open_table(tables::TASKS)?;
-                Ok(table.get(task.as_bytes())?.map(|value| value.value().to_vec()))
+                let value = table.get(task.as_bytes())?;
+                Ok(value.and_then(|value| Row::decode(value.value(), task, &self.key)))
             })
         };
         match found {
-            Ok(Some(value)) => Row::decode(&value, task, &self.key),
-            Ok(None) => None,
+            Ok(row) => row,
             Err(failure) => {
                 self.give_up(&failure);
                 None
@@ -231,6 +231,25 @@ impl Index {
         self.close(&mut self.lock_state());
         // Best effort: rows are checked one by one in any case.
         let _ = self.root.unlink(layout::INDEX.as_ref());
+    }
+
+    /// Writes the index anew if it takes many times what its rows need, as it does after most of a
+    /// large store was evicted: redb does not give pages back by itself. What others note meanwhile
+    /// they ask the manifests for once more.
+    pub(crate) fn shrink(&self) {
+        const BYTES_MIN: u64 = 8 << 20;
+        /// Twice what a row takes in a file that was filled in any order.
+        const ROW_BYTES: u64 = 400;
+        if self.allocated_bytes() <= BYTES_MIN {
+            return;
+        }
+        let Some((rows, _)) = self.rows() else { return };
+        if self.allocated_bytes() > BYTES_MIN.max(rows.len() as u64 * ROW_BYTES) {
+            self.discard();
+            let changes: Vec<Change> =
+                rows.into_iter().map(|(task, row)| Change::Put(task, row)).collect();
+            self.write_all(&changes);
+        }
     }
 
     /// Opens the index, if it can be. Whether it answers now.
@@ -454,5 +473,38 @@ fn contain<T>(calls: impl FnOnce() -> Result<T, redb::Error>) -> Result<T, Failu
             | redb::Error::LockPoisoned(_),
         )) => Err(Failure::Refused),
         Ok(Err(_)) | Err(_) => Err(Failure::Damaged),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::disk::{Capabilities, Stamp, Timestamp};
+
+    #[test]
+    fn an_index_of_few_rows_in_a_large_file_is_written_anew() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let open = || Dir::open(folder.path(), Capabilities::all()).expect("the folder opens");
+        let index = Index::new(open(), open(), folder.path(), [7; 32], 16 << 20);
+        let row = |number: u64| {
+            let task = TaskDigest::derive("", &number.to_string()).expect("a key");
+            let modified = Timestamp { seconds: 1, nanoseconds: 2 };
+            let manifest = Stamp { inode: number, size_bytes: 3, modified };
+            (task, Row { manifest, duration_ms: number, exit_code: 0 })
+        };
+        let rows: Vec<_> = (0..80_000).map(row).collect();
+        let put = |(task, row): &(TaskDigest, Row)| Change::Put(*task, *row);
+        index.write_all(&rows.iter().map(put).collect::<Vec<_>>());
+        index.shrink();
+        let full_bytes = index.allocated_bytes();
+        assert_eq!(index.get(&rows[79_999].0), Some(rows[79_999].1));
+        let gone: Vec<_> = rows[10..].iter().map(|(task, _)| Change::Remove(*task)).collect();
+        index.write_all(&gone);
+        assert!(index.allocated_bytes() > 8 << 20, "redb gave {full_bytes} bytes back by itself");
+        index.shrink();
+        assert!(index.allocated_bytes() < full_bytes / 2);
+        let kept: Vec<_> = rows.iter().map(|(task, _)| index.get(task)).collect();
+        assert!(kept.iter().zip(&rows).take(10).all(|(found, (_, row))| *found == Some(*row)));
+        assert!(kept[10..].iter().all(Option::is_none));
     }
 }
