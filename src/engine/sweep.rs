@@ -451,3 +451,25 @@ impl Sweeper<'_> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::CacheOptions;
+    use std::fs;
+
+    #[test]
+    fn quarantine_goes_when_it_is_old() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let cache = Cache::open(&folder.path().join("store"), CacheOptions::default());
+        let cache = cache.expect("a new store");
+        let quarantine = cache.path().join(layout::QUARANTINE);
+        fs::write(quarantine.join("1-blob-x"), "x").expect("written");
+        fs::create_dir_all(quarantine.join("1-manifest-y/z")).expect("made");
+        let count = || fs::read_dir(&quarantine).expect("a folder").count();
+        cache.sweep_quarantine(3600).expect("swept");
+        assert_eq!(count(), 2, "it came just now");
+        cache.sweep_quarantine(-1).expect("swept");
+        assert_eq!(count(), 0);
+    }
+}

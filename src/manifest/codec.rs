@@ -57,7 +57,10 @@ type Decoded<T> = Result<T, DecodeError>;
 impl Manifest {
     /// Encodes the whole manifest file for `task`.
     pub fn encode(&self, task: &TaskDigest) -> Vec<u8> {
-        wrap_body(&self.encode_body(), task, &self.origin)
+        let mut file = Writer(Vec::with_capacity(self.nodes.len() * 96 + 512));
+        file.0.resize(HEADER_BYTES, 0);
+        self.write_body(&mut file);
+        finish(file, task, &self.origin)
     }
 
     /// Decodes a manifest file and checks everything: checksums, canonical form, paths, tree.
@@ -91,9 +94,8 @@ impl Manifest {
         decode_file(bytes.to_vec(), |_| {})
     }
 
-    /// The part that other machines may get: no times of this store, no stamps.
-    fn encode_body(&self) -> Vec<u8> {
-        let mut body = Writer(Vec::with_capacity(self.nodes.len() * 96 + 256));
+    /// Writes the part that other machines may get: no times of this store, no stamps.
+    fn write_body(&self, body: &mut Writer) {
         body.section(SECTION_RESULT, |result| {
             result.zigzag(i64::from(self.exit_code));
             result.varint(self.duration_ms);
@@ -126,7 +128,6 @@ impl Manifest {
         if let Some(parts) = &self.key_parts {
             body.section(SECTION_KEY_PARTS, |section| section.blob(parts));
         }
-        body.0
     }
 
     fn decode_body(body: Reader<'_>) -> Decoded<Manifest> {
@@ -278,15 +279,22 @@ fn decode_text(text: &Arc<Vec<u8>>) -> Decoded<(TaskDigest, Manifest)> {
 }
 
 /// Puts header, trailer and checksum around a body, whatever it holds.
+#[cfg(any(test, fuzzing))]
 pub(crate) fn wrap_body(body: &[u8], task: &TaskDigest, origin: &Origin) -> Vec<u8> {
-    let mut file = Writer(Vec::with_capacity(HEADER_BYTES + body.len() + 128));
-    file.0.extend_from_slice(MAGIC);
-    file.0.extend_from_slice(&VERSION.to_le_bytes());
-    file.0.extend_from_slice(&[0, 0]);
-    file.0.extend_from_slice(&(body.len() as u64).to_le_bytes());
-    file.0.extend_from_slice(task.as_bytes());
-    file.0.extend_from_slice(&blake3::derive_key(BODY_CONTEXT, body));
+    let mut file = Writer(vec![0; HEADER_BYTES]);
     file.0.extend_from_slice(body);
+    finish(file, task, origin)
+}
+
+/// Fills the room for the header before a body, and puts trailer and checksum behind it.
+fn finish(mut file: Writer, task: &TaskDigest, origin: &Origin) -> Vec<u8> {
+    let (header, body) = file.0.split_at_mut(HEADER_BYTES);
+    let (magic, rest) = header.split_at_mut(8);
+    magic.copy_from_slice(MAGIC);
+    rest[..2].copy_from_slice(&VERSION.to_le_bytes());
+    rest[4..12].copy_from_slice(&(body.len() as u64).to_le_bytes());
+    rest[12..44].copy_from_slice(task.as_bytes());
+    rest[44..].copy_from_slice(&blake3::derive_key(BODY_CONTEXT, body));
     file.section(SECTION_ORIGIN, |section| {
         section.timestamp(origin.stored_at);
         section.0.extend_from_slice(&origin.incarnation);
@@ -356,10 +364,13 @@ impl Writer {
     }
 
     fn section(&mut self, tag: u16, fill: impl FnOnce(&mut Writer)) {
-        let mut section = Writer(Vec::new());
-        fill(&mut section);
         self.0.extend_from_slice(&tag.to_le_bytes());
-        self.bytes(&section.0);
+        let start = self.0.len();
+        fill(self);
+        // How long it is is known only now; to move it costs less than to build it elsewhere.
+        let mut length = Writer(Vec::new());
+        length.varint((self.0.len() - start) as u64);
+        self.0.splice(start..start, length.0);
     }
 
     fn node(&mut self, node: &Node) {
@@ -588,19 +599,25 @@ mod tests {
         }
     }
 
+    fn encode_body(manifest: &Manifest) -> Vec<u8> {
+        let mut body = Writer(Vec::new());
+        manifest.write_body(&mut body);
+        body.0
+    }
+
     fn wrap(body: &[u8]) -> Vec<u8> {
         wrap_body(body, &task(), &Origin::default())
     }
 
     #[test]
     fn behind_valid_checksums_hostile_bodies_are_refused_without_memory() {
-        let body = sample().encode_body();
+        let body = encode_body(&sample());
         assert!(Manifest::decode(&wrap(&body), &task()).is_ok(), "the wrapper itself is right");
         // Another tag on the one section that is not critical is a section to be skipped.
         let skippable = {
             let mut manifest = sample();
             manifest.key_parts = None;
-            manifest.encode_body().len()
+            encode_body(&manifest).len()
         };
         for position in
             (0..body.len()).filter(|position| !(skippable..skippable + 2).contains(position))
@@ -610,7 +627,7 @@ mod tests {
                 hostile[position] = value;
                 // Many of these are other valid manifests; what decodes must encode to itself.
                 if let Ok(manifest) = Manifest::decode(&wrap(&hostile), &task()) {
-                    assert_eq!(manifest.encode_body(), hostile, "byte {position} = {value}");
+                    assert_eq!(encode_body(&manifest), hostile, "byte {position} = {value}");
                 }
             }
         }
@@ -621,7 +638,7 @@ mod tests {
 
     #[test]
     fn unknown_sections_are_skipped_unless_they_are_critical() {
-        let mut body = Writer(sample().encode_body());
+        let mut body = Writer(encode_body(&sample()));
         body.section(9, |section| section.varint(7));
         assert!(Manifest::decode(&wrap(&body.0), &task()).is_ok());
         body.section(CRITICAL | 0xa, |section| section.varint(7));
