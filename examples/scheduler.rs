@@ -1,9 +1,10 @@
-//! A small task scheduler that holds its cache as `Arc<dyn CacheBackend>`.
+//! A small task scheduler that holds its cache as `Arc<dyn SingleFlight>`.
 //!
 //! Reads tasks as JSON in the shape of a runner's IR and runs them in the order of their
 //! dependencies, a few at once. On a hit, outputs and logs come back; on a miss, the command runs
-//! and what it left is stored. A broken cache costs time, never a task. Runtimes, resources, groups
-//! and secrets are left out.
+//! and what it left is stored. What another scheduler on the same store is running already is waited
+//! for. A broken cache costs time, never a task. Runtimes, resources, groups and secrets are left
+//! out.
 //!
 //! ```text
 //! cargo run --example scheduler                        # a sample, twice, in a temporary folder
@@ -13,19 +14,21 @@
 #![expect(clippy::print_stdout, reason = "an example prints what it does")]
 
 use larder::{
-    BackendError, CacheBackend, CacheEntry, CacheOptions, Digest, IRTask, LocalBackend,
-    OutputContent, OutputDeclaration,
+    BackendError, BuildGuard, CacheEntry, CacheOptions, Digest, IRTask, LocalBackend,
+    OutputContent, OutputDeclaration, SingleFlight, Turn,
 };
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use std::{env, fs};
 use tokio::task::{JoinSet, block_in_place};
 
 /// How many tasks run at once.
 const WORKERS: usize = 4;
+/// How long to wait for another that runs the same task.
+const WAIT: Duration = Duration::from_secs(600);
 
 const SAMPLE: &str = r#"{"tasks": [
   {"id": "words", "shell": true, "inputs": ["src"], "outputs": [{"path": "out/words", "type": "cas"}],
@@ -40,6 +43,14 @@ const SAMPLE: &str = r#"{"tasks": [
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 /// What was done with a task, a remark on it, and its digest.
 type Told = (&'static str, String, String);
+
+/// What the cache says of a task.
+enum Answer {
+    /// The result is back.
+    Back(String),
+    /// Run it; with a guard, others wait for it.
+    Run(Option<BuildGuard>),
+}
 
 /// The part of a runner's document that matters here.
 #[derive(serde::Deserialize)]
@@ -74,7 +85,7 @@ async fn sample() -> Result<(), Failure> {
 }
 
 struct Scheduler {
-    cache: Arc<dyn CacheBackend>,
+    cache: Arc<dyn SingleFlight>,
     workspace: PathBuf,
 }
 
@@ -125,12 +136,16 @@ impl Scheduler {
     async fn hit_or_run(&self, task: &IRTask, needed: &[String]) -> Result<Told, Failure> {
         let digest = block_in_place(|| self.digest(task, needed))?;
         let mut remarks = Vec::new();
-        match self.bring_back(task, &digest).await {
-            Ok(Some(remark)) => return Ok(("hit", remark, digest)),
-            Ok(None) => {}
-            Err(error) if error.allows_uncached_run() => remarks.push(format!("cache: {error}")),
+        // Others wait for the result as long as we have the guard, whatever comes of the task.
+        let _guard = match self.ask(task, &digest).await {
+            Ok(Answer::Back(remark)) => return Ok(("hit", remark, digest)),
+            Ok(Answer::Run(guard)) => guard,
+            Err(error) if error.allows_uncached_run() => {
+                remarks.push(format!("cache: {error}"));
+                None
+            }
             Err(error) => return Err(error.into()),
-        }
+        };
         let started = Instant::now();
         let output = block_in_place(|| self.execute(task))?;
         let duration_ms = started.elapsed().as_millis() as u64;
@@ -144,18 +159,21 @@ impl Scheduler {
         Ok(("ran", remarks.join("; "), digest))
     }
 
-    /// Asks the cache, and brings outputs and logs back. `None` on a miss.
-    async fn bring_back(&self, task: &IRTask, key: &str) -> Result<Option<String>, BackendError> {
-        let found = self.cache.check(task, key, task.effective_policy()).await?;
-        if !found.hit {
-            return Ok(None);
-        }
+    /// Asks the cache, and brings outputs and logs of a hit back.
+    async fn ask(&self, task: &IRTask, key: &str) -> Result<Answer, BackendError> {
+        let turn = self.cache.check_or_wait(task, key, task.effective_policy(), WAIT).await?;
+        let found = match turn {
+            Turn::Hit(found) => found,
+            Turn::Mine(guard) => return Ok(Answer::Run(Some(guard))),
+            // Somebody else has been running it for long.
+            _ => return Ok(Answer::Run(None)),
+        };
         // Logs first: if they are damaged, the workspace is not touched.
         let (stdout, _) = self.cache.get_logs(task, key).await?;
         let restored = self.cache.restore_outputs(task, key, &self.workspace).await?;
         let line = last_line(stdout.unwrap_or_default().as_bytes());
         let saved = found.duration_ms.unwrap_or_default();
-        Ok(Some(format!("{line}; {} outputs, {saved} ms saved", restored.len())))
+        Ok(Answer::Back(format!("{line}; {} outputs, {saved} ms saved", restored.len())))
     }
 
     /// Stores what the command left.

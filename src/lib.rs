@@ -7,7 +7,8 @@
 //!
 //! - [`CacheBackend`] is the asynchronous contract that a scheduler holds as
 //!   `Arc<dyn CacheBackend>`; [`LocalBackend`], [`MemoryBackend`] and [`DisabledBackend`] implement
-//!   it, and [`conformance`] tests any implementation.
+//!   it, and [`conformance`] tests any implementation. [`SingleFlight`] extends it: a task that many
+//!   want at once is built once.
 //! - [`Cache`] is the engine itself: blocking, complete without a runtime.
 //!
 //! # Examples
@@ -63,9 +64,9 @@ mod parallel;
 mod shards;
 
 pub use backend::{
-    BackendError, BackendResult, CacheBackend, CacheLookupResult, CachePolicy, DisabledBackend,
-    ExactLogs, IRTask, LocalBackend, MemoryBackend, ResourceRequirements, SecretSource,
-    conformance,
+    BackendError, BackendResult, BuildGuard, CacheBackend, CacheLookupResult, CachePolicy,
+    DisabledBackend, ExactLogs, IRTask, LocalBackend, MemoryBackend, ResourceRequirements,
+    SecretSource, SingleFlight, Turn, conformance,
 };
 pub use cancel::Cancel;
 pub use digest::{Digest, ParseDigestError};

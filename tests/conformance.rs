@@ -2,7 +2,7 @@
 
 use larder::{
     Cache, CacheBackend, CacheOptions, Capabilities, DisabledBackend, Durability, LinkMode,
-    LocalBackend, MemoryBackend, RestoreOptions, VerifyLevel, conformance,
+    LocalBackend, MemoryBackend, RestoreOptions, SingleFlight, VerifyLevel, conformance,
 };
 use std::sync::Arc;
 
@@ -33,6 +33,7 @@ async fn check_local(options: CacheOptions, restore_options: RestoreOptions) {
     let scratch = folder.path().join("scratch");
     std::fs::create_dir(&scratch).expect("made");
     conformance::all(&backend, &scratch).await;
+    conformance::single_flight(&backend).await;
 }
 
 #[tokio::test]
@@ -61,13 +62,16 @@ async fn local_conforms_durably_in_every_private_mode_and_at_every_level() {
 #[tokio::test]
 async fn memory_conforms() {
     let folder = tempfile::tempdir().expect("a temporary folder");
-    conformance::all(&MemoryBackend::new(), folder.path()).await;
+    let backend = MemoryBackend::new();
+    conformance::all(&backend, folder.path()).await;
+    conformance::single_flight(&backend).await;
 }
 
 #[tokio::test]
 async fn disabled_conforms_to_being_switched_off() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     conformance::disabled(&DisabledBackend, folder.path()).await;
+    conformance::single_flight_disabled(&DisabledBackend).await;
 }
 
 #[tokio::test]
@@ -77,4 +81,8 @@ async fn pointers_forward_the_trait() {
     conformance::all(&shared, folder.path()).await;
     let owned: Box<dyn CacheBackend> = Box::new(MemoryBackend::new());
     conformance::all(&owned, &folder.path().join("boxed")).await;
+    let shared: Arc<dyn SingleFlight> = Arc::new(MemoryBackend::new());
+    conformance::single_flight(&shared).await;
+    let owned: Box<dyn SingleFlight> = Box::new(MemoryBackend::new());
+    conformance::single_flight(&owned).await;
 }

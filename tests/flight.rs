@@ -1,12 +1,17 @@
-//! Flights: identical runs at once execute the command once.
+//! Flights: identical runs at once execute the command once, and so do schedulers on the trait.
 
 mod common;
 
 use common::{Lab, task};
-use larder::{Cancel, Claim};
+use larder::{
+    CacheBackend, CacheEntry, CacheOptions, Cancel, Claim, IRTask, LocalBackend, SingleFlight, Turn,
+};
 use std::fs;
+use std::future::pending;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 /// Counts its runs in a file that is no output, and takes its time.
@@ -160,4 +165,126 @@ fn threads_of_one_process_take_turns_too() {
         assert!(matches!(waiting.join().expect("no panic"), Claim::Mine(_)));
     });
     assert!(matches!(lab.cache.claim(&task("other")).expect("claimed"), Claim::Mine(_)));
+}
+
+/// Longer than any test takes.
+const LONG: Duration = Duration::from_secs(60);
+
+/// Waits for a task's result, or counts and stores one.
+async fn build_or_wait(backend: LocalBackend, built: Arc<AtomicUsize>) {
+    let task = IRTask::new("t");
+    match backend.check_or_wait(&task, "k", task.cache_policy, LONG).await.expect("asked") {
+        Turn::Mine(guard) => {
+            built.fetch_add(1, Ordering::Relaxed);
+            let entry = CacheEntry::new(0, 1);
+            backend.store(&task, "k", &entry, task.cache_policy).await.expect("stored");
+            drop(guard);
+        }
+        turn => assert!(matches!(turn, Turn::Hit(_)), "the limit is far: {turn:?}"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn twenty_tasks_on_two_backends_of_one_store_build_once() {
+    let lab = Lab::new();
+    let backends = [LocalBackend::new(lab.cache.clone()), LocalBackend::new(lab.reopen())];
+    let built = Arc::new(AtomicUsize::new(0));
+    let running: Vec<_> = (0..20)
+        .map(|number| tokio::spawn(build_or_wait(backends[number % 2].clone(), Arc::clone(&built))))
+        .collect();
+    for running in running {
+        running.await.expect("no panic");
+    }
+    assert_eq!(built.load(Ordering::Relaxed), 1);
+}
+
+/// A wait that slept on a blocking thread would keep the one that builds from storing: here there
+/// is one such thread for all of them. There is no timer either.
+#[test]
+fn those_who_wait_leave_the_runtime_to_the_builder() {
+    let lab = Lab::new();
+    let backend = LocalBackend::new(lab.cache.clone());
+    let built = Arc::new(AtomicUsize::new(0));
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    let runtime = runtime.max_blocking_threads(1).build().expect("a runtime");
+    runtime.block_on(async {
+        let running: Vec<_> = (0..20)
+            .map(|_| tokio::spawn(build_or_wait(backend.clone(), Arc::clone(&built))))
+            .collect();
+        for running in running {
+            running.await.expect("no panic");
+        }
+    });
+    assert_eq!(built.load(Ordering::Relaxed), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_builder_whose_future_is_dropped_lets_the_next_one_build() {
+    let lab = Lab::new();
+    let (backend, task) = (LocalBackend::new(lab.cache.clone()), IRTask::new("t"));
+    let has_begun = Arc::new(AtomicUsize::new(0));
+    let builder = tokio::spawn({
+        let (backend, task, begun) = (backend.clone(), task.clone(), Arc::clone(&has_begun));
+        async move {
+            let turn = backend.check_or_claim(&task, "k", task.cache_policy).await;
+            let Ok(Turn::Mine(_guard)) = turn else { panic!("nobody else builds") };
+            begun.store(1, Ordering::Relaxed);
+            pending::<()>().await;
+        }
+    });
+    wait_until("the builder has its turn", || has_begun.load(Ordering::Relaxed) == 1);
+    let other = LocalBackend::new(lab.reopen());
+    let limit = Duration::from_millis(5);
+    let turn = other.check_or_wait(&task, "k", task.cache_policy, limit).await.expect("asked");
+    let own = Some(std::process::id());
+    assert!(matches!(turn, Turn::Building { process, .. } if process == own), "the limit passes");
+    builder.abort();
+    let turn = other.check_or_wait(&task, "k", task.cache_policy, LONG).await.expect("asked");
+    assert!(matches!(&turn, Turn::Mine(guard) if guard.is_exclusive()), "{turn:?}");
+}
+
+#[tokio::test]
+async fn where_nobody_can_note_a_claim_everybody_builds() {
+    let lab = Lab::new();
+    let (backend, task) = (LocalBackend::new(lab.reopen()), IRTask::new("t"));
+    fs::remove_dir(lab.store_path().join("builds")).expect("it is empty");
+    common::write(&lab.store_path().join("builds"), b"in the way");
+    let turn = backend.check_or_claim(&task, "k", task.cache_policy).await.expect("asked");
+    assert!(matches!(&turn, Turn::Mine(guard) if !guard.is_exclusive()), "{turn:?}");
+}
+
+#[tokio::test]
+async fn the_command_and_a_scheduler_take_turns() {
+    let lab = Lab::new();
+    let options = ["--json"];
+    let first = larder(&lab, &lab.path("first"), &options, SLOW).output().expect("larder runs");
+    let report = String::from_utf8(first.stderr).expect("text");
+    let report: serde_json::Value = serde_json::from_str(report.trim()).expect("JSON");
+    let key = report["key"].as_str().expect("a key");
+    assert!(lab.cache.remove(&task(key)).expect("removed"));
+
+    // The scheduler builds.
+    let (backend, task) =
+        (LocalBackend::open(&lab.store_path(), CacheOptions::default()), IRTask::new("t"));
+    let backend = backend.expect("the store opens");
+    let turn = backend.check_or_claim(&task, key, task.cache_policy).await.expect("asked");
+    let Turn::Mine(guard) = turn else { panic!("nobody else builds: {turn:?}") };
+    let mut second = larder(&lab, &lab.path("second"), &[], SLOW).spawn().expect("larder starts");
+    std::thread::sleep(Duration::from_millis(100));
+    assert!(second.try_wait().expect("asked").is_none(), "it waits");
+    let entry = CacheEntry::new(0, 1).with_stdout("from the scheduler\n");
+    backend.store(&task, key, &entry, task.cache_policy).await.expect("stored");
+    drop(guard);
+    assert_eq!(finish(second).stdout, b"from the scheduler\n");
+    assert!(lab.cache.remove(&common::task(key)).expect("removed"));
+
+    // The command builds.
+    let third = larder(&lab, &lab.path("third"), &[], SLOW).spawn().expect("larder starts");
+    wait_until("the command runs", || runs(&lab) == 2);
+    let turn = backend.check_or_claim(&task, key, task.cache_policy).await.expect("asked");
+    assert!(matches!(turn, Turn::Building { process, .. } if process == Some(third.id())));
+    let turn = backend.check_or_wait(&task, key, task.cache_policy, LONG).await.expect("asked");
+    assert!(matches!(turn, Turn::Hit(_)), "{turn:?}");
+    finish(third);
+    assert_eq!(runs(&lab), 2);
 }

@@ -1,8 +1,9 @@
 //! The contract of [`CacheBackend`] as a test suite that any implementation can run.
 //!
 //! Each check is a function that panics with a reason where the contract is broken; [`all`] runs
-//! them one after the other. The backend must start empty, and be able to write to `scratch`, a
-//! directory of the caller's that is used for workspaces.
+//! them one after the other, and [`single_flight`] those of the extension [`SingleFlight`]. The
+//! backend must start empty, and be able to write to `scratch`, a directory of the caller's that is
+//! used for workspaces.
 //!
 //! ```
 //! # #[tokio::main(flavor = "current_thread")]
@@ -15,12 +16,17 @@
 
 #![expect(clippy::missing_panics_doc, reason = "panicking is what a check does, see above")]
 
-use super::{BackendError, CacheBackend, CachePolicy, IRTask};
+use super::pause::Pause;
+use super::{BackendError, BuildGuard, CacheBackend, CachePolicy, IRTask, SingleFlight, Turn};
 use crate::disk::Timestamp;
 use crate::engine::{CacheEntry, CacheOutput, OutputContent, OutputDeclaration};
 use std::fs;
+use std::future::poll_fn;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
+use std::pin::{Pin, pin};
+use std::task::Poll;
+use std::time::Duration;
 
 /// Runs every check.
 pub async fn all(backend: &dyn CacheBackend, scratch: &Path) {
@@ -51,6 +57,27 @@ pub async fn disabled(backend: &dyn CacheBackend, scratch: &Path) {
     a_miss_is_a_miss_everywhere(backend, scratch).await;
     keys_of_the_wrong_length_are_refused(backend, scratch).await;
     backend.health_check().await.expect("a cache that is switched off is well");
+}
+
+/// Runs every check of the extension.
+pub async fn single_flight(backend: &dyn SingleFlight) {
+    one_builds_and_the_others_are_told(backend).await;
+    a_guard_that_is_dropped_lets_the_next_one_build(backend).await;
+    who_waits_gets_the_hit(backend).await;
+    of_many_at_once_one_builds(backend).await;
+    a_dropped_future_gives_its_turn_up(backend).await;
+    only_who_reads_and_writes_takes_turns(backend).await;
+    keys_of_the_wrong_length_have_no_turn(backend).await;
+}
+
+/// [`single_flight`] for a backend whose cache is switched off: everybody builds at once.
+pub async fn single_flight_disabled(backend: &dyn SingleFlight) {
+    let first = claim(backend, "disabled flight", CachePolicy::Normal).await;
+    let second = wait(backend, "disabled flight", LONG).await;
+    for turn in [first, second] {
+        assert!(!mine(turn).is_exclusive(), "nobody waits");
+    }
+    keys_of_the_wrong_length_have_no_turn(backend).await;
 }
 
 /// `check` and `store` do what the policy allows and nothing else.
@@ -421,6 +448,159 @@ pub async fn a_restore_never_writes_through_a_symlink(backend: &dyn CacheBackend
     }
     assert_eq!(list(&outside), ["victim"]);
     assert_eq!(fs::read(outside.join("victim")).expect("there"), b"untouched");
+}
+
+/// Longer than any check takes.
+const LONG: Duration = Duration::from_secs(60);
+
+/// While one builds a task, others hear who and since when; tasks of other digests are free.
+pub async fn one_builds_and_the_others_are_told(backend: &dyn SingleFlight) {
+    let guard = mine(claim(backend, "told", CachePolicy::Normal).await);
+    assert!(guard.is_exclusive(), "others are kept off");
+    let limited = wait(backend, "told", Duration::from_millis(5)).await;
+    for turn in [claim(backend, "told", CachePolicy::Normal).await, limited] {
+        let Turn::Building { process, since } = turn else {
+            panic!("somebody builds it: {turn:?}");
+        };
+        assert!(process.is_none_or(|process| process == std::process::id()), "it is this one");
+        assert!(since.seconds > 1_000_000_000, "since now, not since the epoch");
+    }
+    drop(mine(claim(backend, "told of another", CachePolicy::Normal).await));
+    let entry = CacheEntry::new(0, 1);
+    let stored = backend.store(&IRTask::new("flight"), "told", &entry, CachePolicy::Normal).await;
+    stored.expect("storing needs no turn, and keeps none");
+    let turn = claim(backend, "told", CachePolicy::Normal).await;
+    assert!(matches!(turn, Turn::Hit(_)), "a result counts before its builder lets go");
+    drop(guard);
+}
+
+/// A builder that fails drops its guard without storing.
+pub async fn a_guard_that_is_dropped_lets_the_next_one_build(backend: &dyn SingleFlight) {
+    let first = mine(claim(backend, "fails", CachePolicy::Normal).await);
+    let mut second = pin!(wait(backend, "fails", LONG));
+    assert!(is_waiting(second.as_mut()).await, "the first one builds");
+    drop(first);
+    let second = mine(second.await);
+    assert!(second.is_exclusive());
+    let turn = claim(backend, "fails", CachePolicy::Normal).await;
+    assert!(matches!(turn, Turn::Building { .. }), "the second one builds: {turn:?}");
+    drop(second);
+    drop(mine(claim(backend, "fails", CachePolicy::Normal).await));
+}
+
+/// What the builder stores is what the others get.
+pub async fn who_waits_gets_the_hit(backend: &dyn SingleFlight) {
+    let guard = mine(claim(backend, "waits", CachePolicy::Normal).await);
+    let mut waiting = pin!(wait(backend, "waits", LONG));
+    assert!(is_waiting(waiting.as_mut()).await, "somebody builds it");
+    put(backend, "waits", CacheEntry::new(0, 4321)).await;
+    drop(guard);
+    let Turn::Hit(found) = waiting.await else {
+        panic!("it was stored");
+    };
+    assert_eq!((found.digest.as_str(), found.duration_ms), ("waits", Some(4321)));
+}
+
+/// Twenty that want one task at once, and one result that must be there for all of them.
+pub async fn of_many_at_once_one_builds(backend: &dyn SingleFlight) {
+    let run = async || match wait(backend, "many", LONG).await {
+        Turn::Mine(guard) => {
+            Pause::of(Duration::from_millis(20)).await;
+            put(backend, "many", CacheEntry::new(0, 1)).await;
+            drop(guard);
+            1
+        }
+        Turn::Hit(_) => 0,
+        turn => panic!("the limit is far: {turn:?}"),
+    };
+    let mut running: Vec<_> = (0..20).map(|_| Some(Box::pin(run()))).collect();
+    let mut built = 0;
+    poll_fn(|context| {
+        for slot in &mut running {
+            if let Some(run) = slot
+                && let Poll::Ready(number) = run.as_mut().poll(context)
+            {
+                built += number;
+                *slot = None;
+            }
+        }
+        if running.iter().all(Option::is_none) { Poll::Ready(()) } else { Poll::Pending }
+    })
+    .await;
+    assert_eq!(built, 1);
+}
+
+/// Whoever is dropped while it waits, or while it claims, holds nobody up.
+pub async fn a_dropped_future_gives_its_turn_up(backend: &dyn SingleFlight) {
+    let guard = mine(claim(backend, "dropped", CachePolicy::Normal).await);
+    {
+        let mut waiting = pin!(wait(backend, "dropped", LONG));
+        assert!(is_waiting(waiting.as_mut()).await);
+    }
+    drop(guard);
+    {
+        let mut claiming = pin!(claim(backend, "dropped", CachePolicy::Normal));
+        poll_fn(|context| Poll::Ready(claiming.as_mut().poll(context).is_ready())).await;
+    }
+    drop(mine(wait(backend, "dropped", LONG).await));
+}
+
+/// Under other policies everybody builds, whoever else does; what may be read is a hit.
+pub async fn only_who_reads_and_writes_takes_turns(backend: &dyn SingleFlight) {
+    let guard = mine(claim(backend, "policies of turns", CachePolicy::Normal).await);
+    for policy in POLICIES.into_iter().filter(|policy| *policy != CachePolicy::Normal) {
+        let turn = claim(backend, "policies of turns", policy).await;
+        assert!(!mine(turn).is_exclusive(), "{policy:?} neither waits nor keeps others off");
+    }
+    put(backend, "policies of turns", CacheEntry::new(0, 1)).await;
+    drop(guard);
+    for policy in POLICIES {
+        let turn = claim(backend, "policies of turns", policy).await;
+        assert_eq!(matches!(turn, Turn::Hit(_)), policy.allows_read(), "{policy:?}: {turn:?}");
+    }
+}
+
+async fn keys_of_the_wrong_length_have_no_turn(backend: &dyn SingleFlight) {
+    let too_long = "k".repeat(1025);
+    for key in ["", too_long.as_str()] {
+        for policy in POLICIES {
+            let turn = backend.check_or_claim(&IRTask::new("keys"), key, policy).await;
+            assert!(
+                matches!(turn, Err(BackendError::InvalidKey { .. })),
+                "check_or_claim refuses the key"
+            );
+        }
+    }
+}
+
+async fn claim(backend: &dyn SingleFlight, key: &str, policy: CachePolicy) -> Turn {
+    let turn = backend.check_or_claim(&IRTask::new("flight"), key, policy).await;
+    turn.unwrap_or_else(|error| panic!("claiming {key:?} failed: {error:?}"))
+}
+
+async fn wait(backend: &dyn SingleFlight, key: &str, limit: Duration) -> Turn {
+    let task = IRTask::new("flight");
+    let turn = backend.check_or_wait(&task, key, CachePolicy::Normal, limit).await;
+    turn.unwrap_or_else(|error| panic!("waiting for {key:?} failed: {error:?}"))
+}
+
+fn mine(turn: Turn) -> BuildGuard {
+    match turn {
+        Turn::Mine(guard) => guard,
+        turn => panic!("it should be ours: {turn:?}"),
+    }
+}
+
+/// Polls for a while; false if the future is ready.
+async fn is_waiting(mut future: Pin<&mut impl Future<Output = Turn>>) -> bool {
+    let mut pause = pin!(Pause::of(Duration::from_millis(30)));
+    poll_fn(|context| {
+        if future.as_mut().poll(context).is_ready() {
+            return Poll::Ready(false);
+        }
+        pause.as_mut().poll(context).map(|()| true)
+    })
+    .await
 }
 
 async fn put(backend: &dyn CacheBackend, key: &str, entry: CacheEntry) {

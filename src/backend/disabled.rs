@@ -1,6 +1,9 @@
 //! `DisabledBackend`: a cache that is switched off.
 
-use super::{BackendResult, CacheBackend, CacheLookupResult, CachePolicy, ExactLogs, IRTask};
+use super::{
+    BackendResult, BuildGuard, CacheBackend, CacheLookupResult, CachePolicy, ExactLogs, IRTask,
+    SingleFlight, Turn,
+};
 use crate::engine::{CacheEntry, CacheOutput, TaskLogs};
 use crate::error::Error;
 use crate::key::TaskDigest;
@@ -73,5 +76,18 @@ impl ExactLogs for DisabledBackend {
     async fn get_exact_logs(&self, _: &IRTask, digest: &str) -> BackendResult<Option<TaskLogs>> {
         TaskDigest::derive("", digest)?;
         Ok(None)
+    }
+}
+
+#[async_trait]
+impl SingleFlight for DisabledBackend {
+    async fn check_or_claim(
+        &self,
+        _: &IRTask,
+        digest: &str,
+        _: CachePolicy,
+    ) -> BackendResult<Turn> {
+        TaskDigest::derive("", digest)?;
+        Ok(Turn::Mine(BuildGuard::free()))
     }
 }

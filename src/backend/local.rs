@@ -5,10 +5,11 @@
 //! cancel flag; the operation ends at its next file, its leases end with it.
 
 use super::{
-    BackendResult, CacheBackend, CacheLookupResult, CachePolicy, ExactLogs, IRTask, lossy,
+    BackendResult, BuildGuard, CacheBackend, CacheLookupResult, CachePolicy, ExactLogs, IRTask,
+    SingleFlight, Turn, lossy,
 };
 use crate::cancel::Cancel;
-use crate::engine::{Cache, CacheEntry, CacheOutput, TaskLogs};
+use crate::engine::{Cache, CacheEntry, CacheOutput, Claim, TaskLogs};
 use crate::error::{Error, Result};
 use crate::key::TaskDigest;
 use crate::options::{CacheOptions, RestoreOptions};
@@ -169,5 +170,35 @@ impl ExactLogs for LocalBackend {
     async fn get_exact_logs(&self, _: &IRTask, digest: &str) -> BackendResult<Option<TaskLogs>> {
         let key = TaskDigest::derive("", digest)?;
         self.run("reading logs", move |cache, _| cache.logs(&key)).await
+    }
+}
+
+#[async_trait]
+impl SingleFlight for LocalBackend {
+    async fn check_or_claim(
+        &self,
+        task: &IRTask,
+        digest: &str,
+        policy: CachePolicy,
+    ) -> BackendResult<Turn> {
+        let found = self.check(task, digest, policy).await?;
+        if found.hit {
+            return Ok(Turn::Hit(found));
+        }
+        if !(policy.allows_read() && policy.allows_write()) {
+            return Ok(Turn::Mine(BuildGuard::free()));
+        }
+        let (key, digest) = (TaskDigest::derive("", digest)?, digest.to_owned());
+        let turn = self.run("claiming a task", move |cache, _| match cache.claim(&key) {
+            // It may have been stored between the look and the claim.
+            Ok(Claim::Mine(flight)) => Ok(match cache.lookup(&key)? {
+                None => Turn::Mine(BuildGuard::holding(flight)),
+                hit => Turn::Hit(CacheLookupResult::of(&digest, hit)),
+            }),
+            Ok(Claim::Building { process, since }) => Ok(Turn::Building { process, since }),
+            // A store that can only be read, or is full: each for itself.
+            Err(_) => Ok(Turn::Mine(BuildGuard::free())),
+        });
+        turn.await
     }
 }

@@ -5,10 +5,11 @@
 //! root and writes it anew, through directory handles, never through a symlink.
 
 use super::{
-    BackendResult, CacheBackend, CacheLookupResult, CachePolicy, ExactLogs, IRTask, lossy,
+    BackendResult, BuildGuard, CacheBackend, CacheLookupResult, CachePolicy, ExactLogs, IRTask,
+    SingleFlight, Turn, lossy,
 };
 use crate::digest::Digest;
-use crate::disk::{self, Capabilities, Dir, FileKind, Placed, layout};
+use crate::disk::{self, Capabilities, Dir, FileKind, Placed, Timestamp, layout};
 use crate::engine::{CacheEntry, CacheOutput, OutputContent, TaskLogs};
 use crate::error::{Context, Error, Result};
 use crate::key::TaskDigest;
@@ -31,9 +32,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 #[derive(Debug, Clone, Default)]
 pub struct MemoryBackend {
     entries: Arc<Mutex<HashMap<TaskDigest, Arc<Entry>>>>,
+    flights: Flights,
     /// One restore at a time.
     restoring: Arc<Mutex<()>>,
 }
+
+/// Since when the tasks that somebody builds are built.
+type Flights = Arc<Mutex<HashMap<TaskDigest, Timestamp>>>;
 
 #[derive(Debug)]
 struct Entry {
@@ -135,6 +140,47 @@ impl ExactLogs for MemoryBackend {
     async fn get_exact_logs(&self, _: &IRTask, digest: &str) -> BackendResult<Option<TaskLogs>> {
         let key = TaskDigest::derive("", digest)?;
         Ok(self.get(&key).map(|entry| entry.logs.clone()))
+    }
+}
+
+/// A task that is being built as long as this lives.
+struct Flight {
+    flights: Flights,
+    key: TaskDigest,
+}
+
+impl Drop for Flight {
+    fn drop(&mut self) {
+        self.flights.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.key);
+    }
+}
+
+#[async_trait]
+impl SingleFlight for MemoryBackend {
+    async fn check_or_claim(
+        &self,
+        task: &IRTask,
+        digest: &str,
+        policy: CachePolicy,
+    ) -> BackendResult<Turn> {
+        let found = self.check(task, digest, policy).await?;
+        if found.hit {
+            return Ok(Turn::Hit(found));
+        }
+        if !(policy.allows_read() && policy.allows_write()) {
+            return Ok(Turn::Mine(BuildGuard::free()));
+        }
+        let key = TaskDigest::derive("", digest)?;
+        let mut flights = self.flights.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(since) = flights.get(&key) {
+            return Ok(Turn::Building { process: Some(std::process::id()), since: *since });
+        }
+        // Looked up once more, since it may have been stored meanwhile; nobody else can claim it now.
+        if let Some(entry) = self.get(&key) {
+            return Ok(Turn::Hit(CacheLookupResult::hit(digest, entry.duration_ms)));
+        }
+        flights.insert(key, disk::now());
+        Ok(Turn::Mine(BuildGuard::holding(Flight { flights: Arc::clone(&self.flights), key })))
     }
 }
 

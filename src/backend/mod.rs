@@ -5,11 +5,14 @@
 
 pub mod conformance;
 mod disabled;
+mod flight;
 mod local;
 mod memory;
+mod pause;
 mod task;
 
 pub use disabled::DisabledBackend;
+pub use flight::{BuildGuard, SingleFlight, Turn};
 pub use local::LocalBackend;
 pub use memory::MemoryBackend;
 pub use task::{IRTask, ResourceRequirements, SecretSource};
