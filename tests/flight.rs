@@ -6,8 +6,10 @@ use common::{Lab, task};
 use larder::{
     CacheBackend, CacheEntry, CacheOptions, Cancel, Claim, IRTask, LocalBackend, SingleFlight, Turn,
 };
+use rustix::process::{Pid, Signal, getpid, kill_process, kill_process_group, set_child_subreaper};
 use std::fs;
 use std::future::pending;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::Arc;
@@ -28,6 +30,7 @@ fn larder(lab: &Lab, workspace: &Path, options: &[&str], script: &str) -> Comman
         .args(options)
         .args(["--", "sh", "-c", script])
         .env("RUNS", lab.path("runs"))
+        .env("PIDS", lab.path("pids"))
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
     common::write(&workspace.join("input"), b"the same everywhere");
@@ -287,4 +290,189 @@ async fn the_command_and_a_scheduler_take_turns() {
     assert!(matches!(turn, Turn::Hit(_)), "{turn:?}");
     finish(third);
     assert_eq!(runs(&lab), 2);
+}
+
+/// Starts a family that never ends, of every kind: children, orphans, a group and a session of their
+/// own. Notes all of them in `$PIDS`, and then the supervisor.
+const FAMILY: &str = r#"
+    note() { echo $1 >> "$PIDS"; }
+    note $$
+    for number in 1 2 3 4 5 6 7 8 9 10; do
+        sleep 1000 & note $!
+    done
+    (sleep 1000 & note $!)
+    timeout 1000 sh -c 'echo $$ >> "$PIDS"; sleep 1000' & note $!
+    setsid sh -c 'echo $$ >> "$PIDS"; sleep 1000' &
+    while [ $(wc -l < "$PIDS") -lt 15 ]; do sleep 0.01; done
+    echo $PPID > "$PIDS.supervisor"
+    wait
+"#;
+
+fn pids(lab: &Lab) -> Vec<i32> {
+    let text = fs::read_to_string(lab.path("pids")).unwrap_or_default();
+    text.lines().map(|line| line.parse().expect("a number")).collect()
+}
+
+/// The family's supervisor, once the family is complete.
+fn supervisor(lab: &Lab) -> Option<Pid> {
+    let text = fs::read_to_string(lab.path("pids.supervisor")).ok()?;
+    Pid::from_raw(text.trim().parse().ok()?)
+}
+
+/// Starts the family of a `larder` in a process group of its own.
+fn start_family(lab: &Lab) -> Child {
+    let mut command = larder(lab, &lab.path("first"), &[], FAMILY);
+    let child = command.process_group(0).spawn().expect("larder starts");
+    wait_until("the family is complete", || supervisor(lab).is_some());
+    assert!(pids(lab).len() == 15 && pids(lab).into_iter().all(is_there));
+    child
+}
+
+/// The state of a process (proc(5)), `None` if there is no such process.
+fn state(pid: i32) -> Option<char> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit(')').next()?.trim_start().chars().next()
+}
+
+fn is_there(pid: i32) -> bool {
+    state(pid).is_some()
+}
+
+fn send(child: &Child, signal: Signal) {
+    kill_process_group(Pid::from_child(child), signal).expect("the group is there");
+}
+
+#[test]
+fn a_larder_that_is_killed_takes_all_that_its_command_started_with_it() {
+    let lab = Lab::new();
+    let mut first = start_family(&lab);
+    first.kill().expect("killed");
+    first.wait().expect("reaped");
+    wait_until("nothing is left", || !pids(&lab).into_iter().any(is_there));
+}
+
+#[test]
+fn so_does_one_whose_whole_group_is_killed() {
+    let lab = Lab::new();
+    let mut first = start_family(&lab);
+    send(&first, Signal::KILL);
+    first.wait().expect("reaped");
+    wait_until("nothing is left", || !pids(&lab).into_iter().any(is_there));
+}
+
+#[test]
+fn if_the_supervisor_is_killed_nothing_is_left_when_larder_ends() {
+    let lab = Lab::new();
+    let mut first = start_family(&lab);
+    kill_process(supervisor(&lab).expect("noted"), Signal::KILL).expect("it is there");
+    let status = first.wait().expect("reaped");
+    assert_eq!(status.signal(), Some(9), "as if the command had been killed");
+    assert!(!pids(&lab).into_iter().any(is_there));
+}
+
+#[test]
+fn nobody_takes_over_before_the_last_of_the_command_is_gone() {
+    // The first one starts a family; the second one looks who of them is there.
+    let script = format!(
+        "if mkdir ../began 2> /dev/null; then {FAMILY} else\n{}\nfi",
+        r#"for pid in $(cat "$PIDS"); do [ -e /proc/$pid ] && echo $pid; done > out; true"#
+    );
+    let lab = Lab::new();
+    let mut first = larder(&lab, &lab.path("first"), &[], &script).spawn().expect("larder starts");
+    wait_until("the family is complete", || supervisor(&lab).is_some());
+    let mut second =
+        larder(&lab, &lab.path("second"), &[], &script).spawn().expect("larder starts");
+    // Takes its time to end them. The system would let one go on that loses its last relative.
+    set_child_subreaper(Some(getpid())).expect("set");
+    let supervisor = supervisor(&lab).expect("noted");
+    kill_process(supervisor, Signal::STOP).expect("it is there");
+    first.kill().expect("killed");
+    first.wait().expect("reaped");
+    std::thread::sleep(Duration::from_millis(200));
+    assert!(second.try_wait().expect("asked").is_none(), "it waits");
+    assert!(pids(&lab).into_iter().all(is_there), "for those who are left");
+    kill_process(supervisor, Signal::CONT).expect("it is there");
+    finish(second);
+    assert_eq!(fs::read_to_string(lab.path("second/out")).expect("it ran"), "");
+}
+
+#[test]
+fn a_larder_within_a_killed_larders_command_goes_with_it() {
+    let lab = Lab::new();
+    let outer = format!(
+        "exec '{}' --store '{}' run -i input -- sh -c '{}'",
+        env!("CARGO_BIN_EXE_larder"),
+        lab.store_path().display(),
+        FAMILY.replace('\'', "'\\''"),
+    );
+    let mut first = larder(&lab, &lab.path("first"), &[], &outer).spawn().expect("larder starts");
+    wait_until("the family is complete", || supervisor(&lab).is_some());
+    let builds = common::files_below(&lab.store_path().join("builds"));
+    assert_eq!(builds.len(), 2, "the outer one's turn and the inner one's");
+    // Takes its time to end them. The outer one leaves that to it.
+    let supervisor = supervisor(&lab).expect("noted");
+    kill_process(supervisor, Signal::STOP).expect("it is there");
+    first.kill().expect("killed");
+    first.wait().expect("reaped");
+    std::thread::sleep(Duration::from_millis(200));
+    assert!(pids(&lab).into_iter().all(is_there), "the inner turn is not free yet");
+    kill_process(supervisor, Signal::CONT).expect("it is there");
+    wait_until("both turns are free", || {
+        builds.iter().all(|path| {
+            let file = fs::File::open(path).expect("nobody removes it");
+            file.try_lock_shared().is_ok()
+        })
+    });
+    assert!(!pids(&lab).into_iter().any(is_there), "a turn is free when the command is gone");
+}
+
+#[test]
+fn an_interrupt_from_the_terminal_ends_the_command_and_larder() {
+    let lab = Lab::new();
+    let script = r#"echo $$ >> "$PIDS"; exec sleep 1000"#;
+    let mut command = larder(&lab, &lab.path("first"), &[], script);
+    let mut first = command.process_group(0).spawn().expect("larder starts");
+    wait_until("the command runs", || pids(&lab).len() == 1);
+    send(&first, Signal::INT);
+    assert_eq!(first.wait().expect("reaped").signal(), Some(2));
+    assert!(!is_there(pids(&lab)[0]));
+}
+
+#[test]
+fn a_stop_from_the_terminal_stops_the_command_and_larder_until_they_go_on() {
+    let lab = Lab::new();
+    let script = r#"mkfifo ../go; echo $$ >> "$PIDS"; read word < ../go; echo > out"#;
+    let mut command = larder(&lab, &lab.path("first"), &[], script);
+    let first = command.process_group(0).spawn().expect("larder starts");
+    wait_until("the command runs", || pids(&lab).len() == 1);
+    let both = [first.id() as i32, pids(&lab)[0]];
+    send(&first, Signal::TSTP);
+    wait_until("both are stopped", || both.iter().all(|pid| state(*pid) == Some('T')));
+    send(&first, Signal::CONT);
+    fs::write(lab.path("go"), "go\n").expect("somebody reads it");
+    finish(first);
+}
+
+/// A parent that ignores SIGCHLD hands that down, and then nobody can wait for a child's status.
+#[test]
+fn a_status_is_known_where_the_ends_of_children_are_ignored() {
+    let lab = Lab::new();
+    let mut command = larder(&lab, &lab.path("first"), &[], "exit 7");
+    let arguments: Vec<_> = command.get_args().map(ToOwned::to_owned).collect();
+    let mut ignoring = Command::new("sh");
+    ignoring.args(["-c", r#"trap '' CHLD; exec "$0" "$@""#]).arg(command.get_program());
+    ignoring.args(arguments).current_dir(lab.path("first")).stderr(Stdio::null());
+    assert_eq!(ignoring.status().expect("sh runs").code(), Some(7));
+    assert_eq!(command.status().expect("larder runs").code(), Some(7));
+}
+
+#[test]
+fn what_a_command_leaves_behind_at_its_own_end_lives_on() {
+    let lab = Lab::new();
+    let script = r#"sleep 1000 > /dev/null 2>&1 & echo $! >> "$PIDS"; echo > out"#;
+    let ran = larder(&lab, &lab.path("first"), &[], script).output().expect("larder runs");
+    assert!(String::from_utf8_lossy(&ran.stderr).contains("stored"), "{ran:?}");
+    let left = pids(&lab)[0];
+    assert!(is_there(left));
+    kill_process(Pid::from_raw(left).expect("a process"), Signal::KILL).expect("it is there");
 }

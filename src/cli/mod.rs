@@ -53,7 +53,7 @@ impl From<Status> for ExitCode {
 
 /// Parses the command line and does what it says.
 pub(crate) fn main() -> ExitCode {
-    if let Some(status) = run::child::main() {
+    if let Some(status) = run::supervisor::main() {
         return status;
     }
     let args = Args::parse();

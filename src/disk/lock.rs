@@ -2,11 +2,13 @@
 //!
 //! A lock belongs to an open file, not to a process: two opens in one process exclude each other,
 //! and the kernel releases the lock when the last descriptor goes, however its holder ends
-//! (flock(2), through `fs4`). Descriptors are close-on-exec, so no child keeps a lock alive.
+//! (flock(2), through `fs4`). Descriptors are close-on-exec, so no child keeps a lock alive but one
+//! that was handed it ([`Lock::share`]).
 
 use fs4::{FileExt, TryLockError};
 use std::fs::File;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 /// How long one who waits for a lock that is held for as long as an operation takes may be late.
@@ -39,6 +41,11 @@ impl Lock {
     /// Takes the lock if nobody holds it against us; `None` if somebody does.
     pub(crate) fn try_acquire(file: File, mode: LockMode) -> io::Result<Option<Lock>> {
         Ok(Lock::try_or_return(file, mode)?.ok())
+    }
+
+    /// A handle that keeps the lock if this process dies; not if the lock is dropped.
+    pub(crate) fn share(&self) -> io::Result<OwnedFd> {
+        self.file.try_clone().map(OwnedFd::from)
     }
 
     /// Waits for the lock, asking `is_cancelled` between tries. `None` if cancelled.

@@ -1,9 +1,9 @@
 //! Flight: one process at a time builds a task; others that want it can wait for the result.
 //!
 //! A flight is a flocked file in `builds/`, named by the task. Its file says who builds, for people;
-//! only the lock counts, and the kernel releases it however the builder ends. A file that nobody
-//! has locked was left by a builder that was killed: the next one takes it over, a repair removes
-//! it.
+//! only the lock counts, and the kernel releases it however the builder ends, and whoever it shared
+//! the lock with. A file that nobody has locked was left by a builder that was killed: the next one
+//! takes it over, a repair removes it.
 
 use super::Cache;
 use crate::cancel::Cancel;
@@ -11,7 +11,9 @@ use crate::disk::{self, Dir, Lock, LockMode, Timestamp, layout};
 use crate::error::{Context, Error, Result};
 use crate::key::TaskDigest;
 use std::ffi::OsString;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 /// The right to build a task, as long as this lives.
@@ -20,7 +22,20 @@ use std::time::{Duration, Instant};
 pub struct Flight {
     folder: Dir,
     name: OsString,
-    _lock: Lock,
+    path: PathBuf,
+    lock: Lock,
+}
+
+impl Flight {
+    /// A second handle, for a process that looks after the build: if this process is killed, the task
+    /// is free when that handle is closed, too. Dropping the flight frees the task at once. The
+    /// builder's own children must not get it.
+    ///
+    /// # Errors
+    /// If no descriptor is left.
+    pub fn share(&self) -> Result<OwnedFd> {
+        self.lock.share().context("share the lock of", || &self.path)
+    }
 }
 
 impl Drop for Flight {
@@ -75,7 +90,7 @@ impl Cache {
             let text = format!("{}\n", std::process::id());
             let written = file.set_len(0).and_then(|()| file.write_all_at(text.as_bytes(), 0));
             written.context("write", path)?;
-            return Ok(Claim::Mine(Flight { folder, name, _lock: lock }));
+            return Ok(Claim::Mine(Flight { folder, path: path(), name, lock }));
         }
     }
 

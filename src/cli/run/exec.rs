@@ -1,16 +1,17 @@
 //! Exec: run the command, stream what it writes, and keep a copy in the order in which it was read.
 
 use super::super::logs::replay;
-use super::{child, turn};
-use larder::{Cancel, LogPiece, TaskLogs};
+use super::child::Child;
+use super::turn;
+use larder::{Cancel, Flight, LogPiece, TaskLogs};
 use rustix::process::{Pid, Signal, kill_process};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 use signal_hook::iterator::{Handle, Signals};
 use std::ffi::{OsStr, OsString};
 use std::io::{self, Read, Write};
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
@@ -34,9 +35,9 @@ pub(super) struct Finished {
 
 /// Watches for signals from the start of the command to the end of the run.
 ///
-/// SIGINT reaches the command from the terminal; SIGTERM and SIGHUP are passed on to it, and we stay
-/// until it has ended. After that a signal cancels what we do. Signals that our caller wants ignored
-/// (`nohup`) stay ignored.
+/// SIGINT and SIGQUIT reach the command from the terminal; SIGTERM and SIGHUP are passed on to it,
+/// and so is any signal that came before it was there. We stay until it has ended. After that a
+/// signal cancels what we do. Signals that our caller wants ignored (`nohup`) stay ignored.
 #[derive(Debug)]
 pub(super) struct Watcher {
     shared: Arc<Shared>,
@@ -55,20 +56,18 @@ struct Shared {
 impl Watcher {
     pub(super) fn start() -> io::Result<Watcher> {
         let ignored = ignored_signals();
-        let watched = [SIGINT, SIGTERM, SIGHUP].into_iter();
+        let watched = [SIGINT, SIGQUIT, SIGTERM, SIGHUP].into_iter();
         let mut signals =
             Signals::new(watched.filter(|signal| ignored & (1 << (signal - 1)) == 0))?;
         let (shared, handle) = (Arc::new(Shared::default()), signals.handle());
         let seen = Arc::clone(&shared);
         thread::spawn(move || {
             for signal in signals.forever() {
-                seen.signal.store(signal, Ordering::Relaxed);
-                match (Pid::from_raw(seen.pid.load(Ordering::Relaxed)), signal) {
-                    (None, _) => seen.cancel.cancel(),
-                    (Some(_), SIGINT) => {}
-                    // It may just have ended.
-                    (Some(pid), SIGHUP) => drop(kill_process(pid, Signal::HUP)),
-                    (Some(pid), _) => drop(kill_process(pid, Signal::TERM)),
+                seen.signal.store(signal, Ordering::SeqCst);
+                match (seen.pid.load(Ordering::SeqCst), signal) {
+                    (0, _) => seen.cancel.cancel(),
+                    (_, SIGINT | SIGQUIT) => {}
+                    (pid, _) => pass_on(signal, pid),
                 }
             }
         });
@@ -83,7 +82,7 @@ impl Watcher {
     /// Ends this process as the command ended: with its exit code, or by the same signal. A signal
     /// that came after the command ends it likewise.
     pub(super) fn exit_like(&self, status: ExitStatus) -> u8 {
-        let late = self.shared.signal.load(Ordering::Relaxed);
+        let late = self.shared.signal.load(Ordering::SeqCst);
         let late = Some(late).filter(|_| self.shared.cancel.is_cancelled());
         if let Some(signal) = status.signal().or(late) {
             // Returns only for signals whose default is to be ignored.
@@ -94,16 +93,17 @@ impl Watcher {
         status.code().map_or(1, |code| (code & 0xff) as u8)
     }
 
-    fn attach(&self, child: &Child) {
-        self.shared.pid.store(i32::try_from(child.id()).unwrap_or(0), Ordering::Relaxed);
+    fn attach(&self, pid: i32) {
+        self.shared.pid.store(pid, Ordering::SeqCst);
+        pass_on(self.shared.signal.load(Ordering::SeqCst), pid);
     }
 
     fn detach(&self) {
-        self.shared.pid.store(0, Ordering::Relaxed);
+        self.shared.pid.store(0, Ordering::SeqCst);
     }
 
     fn was_signalled(&self) -> bool {
-        self.shared.signal.load(Ordering::Relaxed) != 0
+        self.shared.signal.load(Ordering::SeqCst) != 0
     }
 }
 
@@ -113,9 +113,16 @@ impl Drop for Watcher {
     }
 }
 
+/// Sends a signal to the command; it may just have ended.
+fn pass_on(signal: i32, pid: i32) {
+    if let (Some(pid), Some(signal)) = (Pid::from_raw(pid), Signal::from_named_raw(signal)) {
+        let _ = kill_process(pid, signal);
+    }
+}
+
 /// The mask of signals that this process was started to ignore (proc(5), `SigIgn`); none where that
 /// is not to be known.
-fn ignored_signals() -> u64 {
+pub(super) fn ignored_signals() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
     mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0)
@@ -127,17 +134,12 @@ pub(super) fn run(
     command: &[OsString],
     directory: &Path,
     above: &OsStr,
+    turn: Option<&Flight>,
     watcher: &Watcher,
 ) -> io::Result<Finished> {
     let started = Instant::now();
-    let mut child = child::command(command)
-        .env(turn::VARIABLE, above)
-        .current_dir(directory)
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()?;
-    watcher.attach(&child);
+    let mut child = Child::start(command, directory, (turn::VARIABLE, above), turn)?;
+    watcher.attach(child.id());
     let mut tee = Tee::default();
     let status = tee.run(&mut child);
     watcher.detach();
@@ -162,7 +164,7 @@ pub(super) fn run_plainly(
 ) -> io::Result<ExitStatus> {
     let mut line = Command::new(&command[0]);
     let mut child = line.args(&command[1..]).current_dir(directory).stdin(stdin).spawn()?;
-    watcher.attach(&child);
+    watcher.attach(i32::try_from(child.id()).unwrap_or(0));
     let status = child.wait();
     watcher.detach();
     status
@@ -188,8 +190,7 @@ struct Tee {
 impl Tee {
     fn run(&mut self, child: &mut Child) -> io::Result<ExitStatus> {
         let (sender, pieces) = mpsc::sync_channel::<(Stream, Vec<u8>)>(16);
-        let stdout = child.stdout.take().ok_or(io::ErrorKind::BrokenPipe)?;
-        let stderr = child.stderr.take().ok_or(io::ErrorKind::BrokenPipe)?;
+        let (stdout, stderr) = child.streams().ok_or(io::ErrorKind::BrokenPipe)?;
         let other = sender.clone();
         thread::spawn(move || pump(stdout, Stream::Stdout, &sender));
         thread::spawn(move || pump(stderr, Stream::Stderr, &other));

@@ -3,10 +3,11 @@
 //! Look the command up by everything it depends on; bring its outputs back, or run it and store
 //! them. Whatever is wrong with the cache, the command runs: one warning, and its own exit status.
 
-pub(in crate::cli) mod child;
+mod child;
 mod exec;
 mod inputs;
 pub(in crate::cli) mod parts;
+pub(in crate::cli) mod supervisor;
 mod turn;
 
 use super::args::{Global, Policy, Run, Stdin};
@@ -257,7 +258,8 @@ impl Plan {
         }
         let started = Watcher::start().and_then(|watcher| {
             let above = turn::above(&keyed.key);
-            let finished = exec::run(&args.command, &self.directory, &above, &watcher)?;
+            let finished =
+                exec::run(&args.command, &self.directory, &above, turn.as_ref(), &watcher)?;
             Ok((watcher, finished))
         });
         let (watcher, finished) = match started {
