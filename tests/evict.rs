@@ -391,3 +391,30 @@ fn a_republished_blob_survives_a_sweep() {
     lab.cache.scrub(Repair::Yes, &Cancel::new(), &mut |_| {}).expect("repaired");
     assert!(lab.quarantine().is_empty() && lab.blobs().is_empty());
 }
+
+/// A new tally says that nobody sweeps. One that was made in the midst of a sweep that could not write
+/// the old one, and whose sweeper was then killed, let a store rely on a blob that was gone.
+#[test]
+fn a_tally_is_not_made_while_somebody_removes_blobs() {
+    let lab = Lab::with(unlimited());
+    store(&lab.cache, "one", 1, 1);
+    let tally = lab.store_path().join("tally");
+    fs::remove_file(&tally).expect("there was a tally");
+    let open = |name| fs::File::open(lab.store_path().join(name)).expect("a lock file");
+    let (gate, lock) = (open("gate"), open("lock"));
+    lock.lock().expect("nobody is in a section");
+    std::thread::scope(|scope| {
+        let counting = scope.spawn(|| lab.cache.usage().expect("counted"));
+        // Whoever waits for the lock keeps the gate shut.
+        while gate.try_lock().is_ok() {
+            gate.unlock().expect("unlocked");
+            assert!(!counting.is_finished(), "it did not wait");
+            std::thread::yield_now();
+        }
+        // Who only reads it may leave an empty one.
+        assert!(fs::read(&tally).unwrap_or_default().is_empty(), "a tally in the midst of a sweep");
+        lock.unlock().expect("unlocked");
+        assert_eq!(counting.join().expect("no panic").entries, 1);
+    });
+    assert!(!fs::read(&tally).expect("a tally again").is_empty());
+}

@@ -11,7 +11,7 @@ use super::uses::LastUse;
 use super::value::Worth;
 use crate::cancel::Cancel;
 use crate::digest::{Digest, DigestSet};
-use crate::disk::{self, FileStat, Space, Stamp, layout};
+use crate::disk::{self, FileStat, LockMode, Space, Stamp, layout};
 use crate::error::{Context, Result};
 use crate::key::TaskDigest;
 use crate::options::{Limit, Limits};
@@ -275,8 +275,10 @@ impl Cache {
             totals.manifest_bytes += stat.allocated_bytes;
             Ok(())
         })?;
-        // Best effort: without it the next one counts again.
-        let _ = self.inner.tally.replace(totals, before);
+        // Best effort: without it the next one counts again. It may make the tally, so nobody sweeps.
+        if let Ok(_section) = self.enter(LockMode::Shared, &Cancel::new()) {
+            let _ = self.inner.tally.replace(totals, before);
+        }
         Ok(totals)
     }
 

@@ -179,7 +179,12 @@ impl Cache {
         if !self.may_write() {
             return;
         }
-        self.inner.tally.begin();
+        // A new tally says that nobody sweeps. So none is made while somebody does.
+        if self.inner.tally.read().is_none()
+            && let Ok(_section) = self.enter(LockMode::Shared, &Cancel::new())
+        {
+            self.inner.tally.begin();
+        }
         let is_made = |stat: FileStat| stat.size_bytes >= MARKING_HEADER_BYTES;
         if root.stat(layout::MARKING.as_ref()).is_ok_and(|found| found.is_some_and(is_made)) {
             return;

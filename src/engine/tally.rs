@@ -5,6 +5,8 @@
 //! tally that is damaged, or older than the last boot, reads as nothing, and the store is counted
 //! anew. Between two counts it errs by what was quarantined, by what killed stores left, and by
 //! what other programs did in the store.
+//!
+//! A tally is only made in a section, and then says that nobody sweeps.
 
 use super::Cache;
 use crate::disk::{self, Dir, Lock, LockMode, layout};
@@ -163,7 +165,7 @@ impl Tally {
     }
 
     /// Writes totals that were counted, from when the tally was `before`: what others have added or
-    /// removed since is kept.
+    /// removed since is kept. For a caller in a section, as [`Tally::begin`].
     ///
     /// # Errors
     /// If it cannot be written.
@@ -180,11 +182,10 @@ impl Tally {
         })
     }
 
-    /// Makes a tally if there is none to be believed, for sweeps to be counted. Best effort.
+    /// Makes a tally if there is none to be believed, for sweeps to be counted. Best effort. For a
+    /// caller in a section, since a sweep that cannot write the tally goes on without one.
     pub(super) fn begin(&self) {
-        if self.read().is_none()
-            && let Ok(fresh) = Tally::fresh()
-        {
+        if let Ok(fresh) = Tally::fresh() {
             let _ = self.update(|found| Some(found.unwrap_or(fresh)));
         }
     }
