@@ -1,9 +1,11 @@
-//! What the benchmarks share: where they work, the tree that they store, and (in `floor`) the plain
-//! loops beside which their numbers stand.
+//! What the benchmarks share: where they work, the tree that they store, what is made of times, and
+//! (in `floor`) the plain loops beside which their numbers stand.
 #![allow(dead_code, reason = "each benchmark uses a part of it")]
 
 pub(crate) mod floor;
+pub(crate) mod place;
 pub(crate) mod random;
+pub(crate) mod samples;
 
 use criterion::Criterion;
 use larder::{CacheEntry, OutputDeclaration};

@@ -1,7 +1,7 @@
 //! Stores of any size, made through the public interface.
 
+use crate::common::place::Place;
 use crate::common::random::Random;
-use crate::place::Place;
 use crate::progress;
 use larder::{
     Cache, CacheEntry, CacheOptions, CacheOutput, Cancel, OutputPath, Root, RootKind, TaskDigest,

@@ -1,11 +1,11 @@
 //! Does it matter how many blobs a store has when a tree is stored into it and restored from it?
 
 use crate::common::Tree;
+use crate::common::place::Place;
 use crate::generate::{self, Grown, derive};
 use crate::heap;
 use crate::measure::Spread;
 use crate::memory::HeapPeak;
-use crate::place::Place;
 use crate::plan::Plan;
 use crate::progress;
 use larder::{Cache, CacheOptions, Cancel, LinkMode, MtimeMode, RestoreOptions};

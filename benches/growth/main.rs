@@ -28,13 +28,12 @@ mod heap;
 mod large;
 mod measure;
 mod memory;
-mod place;
 mod plan;
 mod report;
 
 use arguments::Arguments;
+use common::place::Place;
 use generate::Grown;
-use place::Place;
 use plan::Plan;
 use report::Report;
 use std::env;

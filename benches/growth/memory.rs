@@ -3,9 +3,9 @@
 //! Each step opens the store, so that the pages of the index count as well.
 
 use crate::common::Tree;
+use crate::common::place::Place;
 use crate::generate::derive;
 use crate::heap;
-use crate::place::Place;
 use crate::plan::Plan;
 use crate::progress;
 use larder::{

@@ -1,9 +1,9 @@
 //! What is told: a table on stdout, and all figures as JSON.
 
+use crate::common::place::Place;
 use crate::large::Comparison;
 use crate::measure::StoreFigures;
 use crate::memory::HeapPeak;
-use crate::place::Place;
 use crate::plan::{Plan, Size};
 use serde::Serialize;
 use std::fs;

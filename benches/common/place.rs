@@ -1,4 +1,4 @@
-//! Where the program works: a folder of its own, removed at the end.
+//! Where a program works: a folder of its own, removed at the end.
 
 use std::fs::File;
 use std::path::Path;
@@ -51,6 +51,6 @@ impl Place {
 }
 
 fn new_folder(parent: &Path) -> TempDir {
-    let made = tempfile::Builder::new().prefix("larder-growth-").tempdir_in(parent);
+    let made = tempfile::Builder::new().prefix("larder-bench-").tempdir_in(parent);
     made.expect("the place takes a new folder")
 }
