@@ -1,16 +1,18 @@
-//! How much heap do a tree of small files (W1) and two large files (W2) take, in any mode?
+//! How much heap do a tree of small files (W1) and two large files (W2) take, in any mode? And how
+//! much an eviction in a store of many entries or blobs?
 //!
 //! Each step opens the store, so that the pages of the index count as well.
 
 use crate::common::Tree;
 use crate::common::place::Place;
-use crate::generate::derive;
+use crate::generate::{Grown, derive};
 use crate::heap;
 use crate::plan::Plan;
 use crate::progress;
 use larder::{
-    Cache, CacheBackend, CacheEntry, CacheOptions, Cancel, Durability, IRTask, LinkMode,
-    LocalBackend, MtimeMode, OutputDeclaration, RestoreOptions, Restored, VerifyLevel,
+    Cache, CacheBackend, CacheEntry, CacheOptions, Cancel, Durability, EvictOptions, IRTask, Limit,
+    Limits, LinkMode, LocalBackend, MtimeMode, OutputDeclaration, RestoreOptions, Restored,
+    VerifyLevel,
 };
 use serde::Serialize;
 use std::fs::{self, File};
@@ -24,6 +26,8 @@ const SEED: u64 = 0xda94_2042_e4dd_58b5;
 const ROOT: &str = "tree";
 const KEY: &str = "workload";
 const BLOCK_BYTES: u64 = 1 << 20;
+/// In place of the name of a workload.
+const EVICTION: &str = "eviction";
 
 /// The most that the heap rose in one step.
 #[derive(Debug, Serialize)]
@@ -37,7 +41,11 @@ pub(crate) struct HeapPeak {
 
 impl HeapPeak {
     pub(crate) fn bound_bytes(&self) -> u64 {
-        if self.workload == "W1" { 48 << 20 } else { 64 << 20 }
+        match self.workload {
+            "W1" => 48 << 20,
+            EVICTION => 32 << 20,
+            _ => 64 << 20,
+        }
     }
 }
 
@@ -47,6 +55,22 @@ pub(crate) fn measure(plan: &Plan, place: &Place, peaks: &mut Vec<HeapPeak>) {
     drop(tree);
     let files = large_files(place, plan.large_files_bytes);
     Workload { name: "W2", workspace: files.path(), place, peaks }.measure();
+}
+
+/// Looks at every entry, and removes some tenth of them.
+pub(crate) fn evict(grown: &Grown, peaks: &mut Vec<HeapPeak>) {
+    let step = format!("{} tasks, {} blobs", grown.tasks, grown.blobs);
+    progress(&format!("heap: {EVICTION}, {step}"));
+    let (evicted, peak_bytes) = heap::peak_bytes_of(|| {
+        let cache = Cache::open(&grown.path(), CacheOptions::default()).expect("the store opens");
+        let size_bytes = cache.usage().expect("the store can be looked at").size_bytes;
+        let mut options = EvictOptions::default();
+        options.limits = Limits::none().with_size_bytes_max(Limit::At(size_bytes - 1));
+        let evicted = cache.evict(&options, &Cancel::new(), &mut |_| {});
+        evicted.expect("entries can be evicted")
+    });
+    let done = format!("{} entries, {} blobs evicted", evicted.entries, evicted.blobs);
+    peaks.push(HeapPeak { workload: EVICTION, step, done, peak_bytes });
 }
 
 /// Files whose every block is different, in a workspace.

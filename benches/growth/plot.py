@@ -459,13 +459,13 @@ def page(figures):
         "![Heap for W2](growth/heap-w2.svg)",
         *(
             table(
-                [workload, "Files", "Peak, MiB"],
+                [workload, "Done", "Peak, MiB"],
                 [
                     [peak["step"], peak["done"], f"{peak['peak_bytes'] / MIB:.2f}"]
                     for peak in peaks_of(figures, workload)
                 ],
             )
-            for workload in ("W1", "W2")
+            for workload in ("W1", "W2", "eviction")
         ),
     ]
     return "\n\n".join(parts) + "\n"
