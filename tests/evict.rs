@@ -205,8 +205,7 @@ fn what_is_linked_gives_nothing_back_and_is_said_to() {
 fn blobs_of_outputs_that_are_held_stay() {
     let lab = Lab::with(unlimited());
     store(&lab.cache, "k", 1, 1000);
-    let manifest = lab.cache.manifest(&task("k")).expect("readable").expect("there");
-    let outputs = lab.cache.outputs(&manifest);
+    let outputs = lab.cache.outputs(&task("k")).expect("readable").expect("there");
     let other = Cache::open(&lab.store_path(), unlimited()).expect("opens");
     assert_eq!(evict(&other, at_most(1)).entries, 1);
     other.scrub(Repair::Yes, &Cancel::new(), &mut |_| {}).expect("repaired");

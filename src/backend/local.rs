@@ -137,11 +137,19 @@ impl CacheBackend for LocalBackend {
         digest: &str,
         workspace: &Path,
     ) -> BackendResult<Vec<CacheOutput>> {
+        const ROUNDS_MAX: usize = 4;
         let key = TaskDigest::derive("", digest)?;
         let (workspace, options) = (workspace.to_path_buf(), self.restore_options);
         let outputs = self.run("restoring", move |cache, cancel| {
-            let restored = cache.restore(&key, &workspace, options, cancel)?.ok_or(Error::Miss)?;
-            Ok(cache.outputs(&restored.manifest))
+            // Again, as often as the entry is replaced before its blobs are held.
+            for _ in 0..ROUNDS_MAX {
+                let restored = cache.restore(&key, &workspace, options, cancel)?;
+                let restored = restored.ok_or(Error::Miss)?;
+                if let Some(outputs) = cache.restored_outputs(&key, &restored)? {
+                    return Ok(outputs);
+                }
+            }
+            Err(Error::Miss)
         });
         let outputs = outputs.await?;
         self.maintain();

@@ -350,9 +350,6 @@ impl<'a> Eviction<'a> {
     }
 
     fn run(&mut self, mut sweeper: Sweeper<'_>, progress: &mut dyn FnMut(&Evicted)) -> Result<()> {
-        /// So many batches in a row may give nothing back, because workspaces have links to what
-        /// went, before it is clear that more of them would not help.
-        const BARREN_MAX: u32 = 4;
         // Another process may have been faster.
         if self.need()? == Need::default() && self.age_seconds_max.is_none() {
             return Ok(());
@@ -385,31 +382,14 @@ impl<'a> Eviction<'a> {
             self.add(sweeper.sweep(&orphans)?);
             progress(&self.done);
         }
-        let mut barren = 0;
+        let mut need = self.need()?;
         loop {
-            let mut candidates = ranking.into_candidates();
             let entries_before = self.done.entries;
-            while barren < BARREN_MAX && !self.is_over() {
-                let need = self.need()?;
-                let batch = take(&mut candidates, need);
-                if batch.is_empty() {
-                    break;
-                }
-                let need_before = need;
-                self.remove(&mut sweeper, &batch)?;
-                progress(&self.done);
-                let is_barren = !self.is_dry_run
-                    && need_before != Need::default()
-                    && self.need()?.bytes >= need_before.bytes.max(1);
-                barren = if is_barren { barren + 1 } else { 0 };
-            }
-            // Where entries share much, those that were chosen may not have been enough.
-            let has_more = candidates.is_empty() && self.done.entries > entries_before;
-            if self.is_dry_run || !has_more || barren == BARREN_MAX || self.is_over() {
-                break;
-            }
-            let need = self.need()?;
-            if need == Need::default() {
+            need = self.remove_least(&mut sweeper, ranking, need, progress)?;
+            // Where entries share much, those that were chosen may not have been enough. What others
+            // have stored meanwhile is not ranked, and theirs to make room for.
+            let is_worth_more = need != Need::default() && self.done.entries > entries_before;
+            if self.is_dry_run || !is_worth_more || self.is_over() {
                 break;
             }
             ranking = self.rank(&sweeper, need)?;
@@ -418,6 +398,43 @@ impl<'a> Eviction<'a> {
             sweeper.note_age_check();
         }
         Ok(())
+    }
+
+    /// Removes the least worthy until what is needed is gone; returns what is still needed when there
+    /// are no more, or when more would not help.
+    fn remove_least(
+        &mut self,
+        sweeper: &mut Sweeper<'_>,
+        ranking: Ranking,
+        mut need: Need,
+        progress: &mut dyn FnMut(&Evicted),
+    ) -> Result<Need> {
+        /// So many batches in a row may give nothing back, because workspaces have links to what
+        /// went, before it is clear that more of them would not help.
+        const BARREN_MAX: u32 = 4;
+        let is_short_of_space =
+            self.wanted.is_some() || self.cache.space()?.free_bytes < self.bounds.free_bytes_min;
+        let mut candidates = ranking.into_candidates();
+        let mut barren = 0;
+        while barren < BARREN_MAX && !self.is_over() {
+            let batch = take(&mut candidates, need);
+            if batch.is_empty() {
+                return Ok(need);
+            }
+            let before = self.done;
+            self.remove(sweeper, &batch)?;
+            progress(&self.done);
+            let done = &self.done;
+            let freed_bytes = done.freed_bytes - before.freed_bytes;
+            let linked_bytes = done.linked_bytes - before.linked_bytes;
+            let files = (done.entries - before.entries) + (done.blobs - before.blobs);
+            let gone_bytes = freed_bytes + if is_short_of_space { 0 } else { linked_bytes };
+            need.bytes = need.bytes.saturating_sub(gone_bytes);
+            need.inodes = need.inodes.saturating_sub(files);
+            barren = if is_short_of_space && freed_bytes == 0 { barren + 1 } else { 0 };
+        }
+        // Over, or in vain.
+        Ok(Need::default())
     }
 
     /// Removes entries, or says what that would give back.
@@ -469,14 +486,20 @@ impl<'a> Eviction<'a> {
     fn rank(&self, sweeper: &Sweeper<'_>, need: Need) -> Result<Ranking> {
         let now = disk::now();
         let mut ranking = Ranking::new(need);
+        let began = sweeper.began();
         sweeper.for_each_entry(|entry, (bytes, inodes)| {
+            // What others have stored since is noted, so that it would give nothing back.
+            let is_too_large = self.bounds.size_bytes_max.is_some_and(|max| bytes > max);
+            if (began..=now).contains(&entry.stamp.modified) && !is_too_large {
+                return;
+            }
             let LastUse { uses, .. } = entry.last_use;
             let age_seconds = entry.last_use.age_seconds(now);
             let worth = Worth { duration_ms: entry.duration_ms, uses, age_seconds, bytes };
             ranking.add(Candidate {
                 // What can never fit goes alone, and not after everything else.
                 is_expired: self.age_seconds_max.is_some_and(|max| age_seconds > max)
-                    || self.bounds.size_bytes_max.is_some_and(|max| bytes > max),
+                    || is_too_large,
                 is_used: self.used.contains(&entry.task),
                 value: worth.value(),
                 task: entry.task,

@@ -8,8 +8,9 @@
 use super::mark::tag_of;
 use super::{Cache, Inner};
 use crate::cancel::Cancel;
-use crate::disk::{self, Lock, LockMode, layout};
+use crate::disk::{self, Lock, LockMode, Stamp, layout};
 use crate::error::{Context, Result};
+use crate::key::TaskDigest;
 use crate::manifest::Manifest;
 use std::collections::HashSet;
 use std::ffi::OsString;
@@ -27,6 +28,16 @@ pub(super) struct Hold {
     _lock: Lock,
 }
 
+/// What became of the attempt to hold an entry's blobs.
+#[derive(Debug)]
+pub(super) enum Held {
+    Here(Hold),
+    /// It cannot be noted: on a full disk, or in a store that we may only read, blobs may go.
+    Unheld,
+    /// The entry was removed or replaced.
+    Gone,
+}
+
 impl Drop for Hold {
     fn drop(&mut self) {
         // Best effort: once nobody holds the lock, a sweeper removes it.
@@ -36,16 +47,28 @@ impl Drop for Hold {
 }
 
 impl Cache {
-    /// Holds the blobs of an entry. `None` where that cannot be noted: on a full disk, or in a store
-    /// that we may only read, blobs may go.
-    pub(super) fn hold(&self, manifest: &Manifest) -> Option<Hold> {
+    /// Holds the blobs of the entry of `task` that has this manifest.
+    pub(super) fn hold(
+        &self,
+        task: &TaskDigest,
+        manifest: &Manifest,
+        stamp: Stamp,
+    ) -> Result<Held> {
         let mut tags = Vec::new();
         for (blob, mode) in manifest.blobs() {
             tags.extend_from_slice(&tag_of(&blob.digest, mode).to_le_bytes());
         }
-        let _section = self.enter(LockMode::Shared, &Cancel::new()).ok()?;
-        let folder = self.folder(layout::HOLDS).ok()?;
-        let name = OsString::from(disk::random_name().ok()?);
+        let Ok(_section) = self.enter(LockMode::Shared, &Cancel::new()) else {
+            return Ok(Held::Unheld);
+        };
+        // As long as it is there, so are its blobs; and who removes them later sees the hold.
+        if !self.is_manifest(task, stamp)? {
+            return Ok(Held::Gone);
+        }
+        let (Ok(folder), Ok(name)) = (self.folder(layout::HOLDS), disk::random_name()) else {
+            return Ok(Held::Unheld);
+        };
+        let name = OsString::from(name);
         let made = (|| -> io::Result<Option<Lock>> {
             let mut file = folder.create_new(&name, 0o600)?;
             file.write_all(&tags)?;
@@ -53,9 +76,9 @@ impl Cache {
         })();
         let Ok(Some(lock)) = made else {
             let _ = folder.unlink(&name);
-            return None;
+            return Ok(Held::Unheld);
         };
-        Some(Hold { store: Arc::clone(&self.inner), name, _lock: lock })
+        Ok(Held::Here(Hold { store: Arc::clone(&self.inner), name, _lock: lock }))
     }
 
     /// The tags of all blobs that are held by holds that are not in `known`, to which they are added.

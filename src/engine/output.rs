@@ -3,11 +3,13 @@
 //! Contents need not sit in memory: an output can be bytes, a file that is read when it is stored,
 //! or a blob that is read when it is asked for.
 
-use super::hold::Hold;
+use super::hold::{Held, Hold};
+use super::restore::Restored;
 use super::{Cache, Inner};
 use crate::digest::Digest;
-use crate::disk::{self, Capabilities, Dir, FileStat, Timestamp};
+use crate::disk::{self, Capabilities, Dir, FileStat, Stamp, Timestamp};
 use crate::error::{Context, Error, Result};
+use crate::key::TaskDigest;
 use crate::manifest::{Manifest, Node, NodeKind, Root, blob_mode};
 use serde::{Deserialize, Serialize};
 use std::ffi::{OsStr, OsString};
@@ -333,10 +335,50 @@ impl fmt::Debug for StoredBlob {
 }
 
 impl Cache {
-    /// The outputs of an entry, in the order of their paths, with contents that are read on demand.
-    pub fn outputs(&self, manifest: &Manifest) -> Vec<CacheOutput> {
-        let hold = Arc::new(self.hold(manifest));
-        manifest.nodes.iter().map(|node| self.output(node, &hold)).collect()
+    /// The outputs of a task's entry, in the order of their paths, with contents that are read on
+    /// demand; `None` if there is no entry. Blocking, briefly.
+    ///
+    /// # Errors
+    /// If the manifest cannot be read for a reason other than its absence or damage.
+    pub fn outputs(&self, task: &TaskDigest) -> Result<Option<Vec<CacheOutput>>> {
+        /// So often the entry must be replaced under us.
+        const ROUNDS_MAX: usize = 4;
+        for _ in 0..ROUNDS_MAX {
+            let Some((manifest, stat)) = self.read_manifest(task)? else { break };
+            let outputs = self.held_outputs(task, &manifest, stat.stamp())?;
+            if outputs.is_some() {
+                return Ok(outputs);
+            }
+        }
+        Ok(None)
+    }
+
+    /// As [`Cache::outputs`], of an entry that was just restored; `None` if it was removed or replaced
+    /// since.
+    ///
+    /// # Errors
+    /// If the manifest cannot be looked at.
+    pub fn restored_outputs(
+        &self,
+        task: &TaskDigest,
+        restored: &Restored,
+    ) -> Result<Option<Vec<CacheOutput>>> {
+        self.held_outputs(task, &restored.manifest, restored.stamp)
+    }
+
+    fn held_outputs(
+        &self,
+        task: &TaskDigest,
+        manifest: &Manifest,
+        stamp: Stamp,
+    ) -> Result<Option<Vec<CacheOutput>>> {
+        let hold = match self.hold(task, manifest, stamp)? {
+            Held::Here(hold) => Some(hold),
+            Held::Unheld => None,
+            Held::Gone => return Ok(None),
+        };
+        let hold = Arc::new(hold);
+        Ok(Some(manifest.nodes.iter().map(|node| self.output(node, &hold)).collect()))
     }
 
     fn output(&self, node: &Node, hold: &Arc<Option<Hold>>) -> CacheOutput {

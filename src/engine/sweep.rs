@@ -22,7 +22,7 @@ use super::references::{Entry, References};
 use super::tally::Totals;
 use crate::cancel::Cancel;
 use crate::digest::Digest;
-use crate::disk::{self, Dir, FileStat, Lock, LockMode, Stamp, layout};
+use crate::disk::{self, Dir, FileStat, Lock, LockMode, Stamp, Timestamp, layout};
 use crate::error::{Context, Result};
 use crate::index::Change;
 use crate::key::TaskDigest;
@@ -70,6 +70,7 @@ impl Swept {
 pub(super) struct Sweeper<'a> {
     cache: &'a Cache,
     cancel: &'a Cancel,
+    began: Timestamp,
     _evict: Lock,
     /// `None` in a store of an earlier version on a full disk.
     condemned: Option<Dir>,
@@ -120,6 +121,7 @@ impl Cache {
         Ok(Some(Sweeper {
             cache: self,
             cancel,
+            began: disk::now(),
             _evict: evict,
             condemned,
             marking,
@@ -309,6 +311,11 @@ impl Sweeper<'_> {
         }
     }
 
+    /// When the mark began.
+    pub(super) fn began(&self) -> Timestamp {
+        self.began
+    }
+
     /// Whether blobs may be removed at all.
     pub(super) fn can_sweep(&self) -> bool {
         self.newer_entries == 0
@@ -372,14 +379,12 @@ impl Sweeper<'_> {
         }
         for batch in candidates.chunks(SECTION_BLOBS) {
             self.cancel.check()?;
-            let condemned = {
+            let mut condemned = Vec::new();
+            {
                 let _section = cache.enter(LockMode::Exclusive, self.cancel)?;
                 self.keep_what_was_noted()?;
-                let batch: Vec<(Digest, u32)> = batch
-                    .iter()
-                    .filter(|(digest, mode)| !self.is_needed(digest, *mode))
-                    .copied()
-                    .collect();
+                let mut batch = batch.to_vec();
+                batch.retain(|(digest, mode)| !self.is_needed(digest, *mode));
                 if batch.is_empty() {
                     continue;
                 }
@@ -387,7 +392,7 @@ impl Sweeper<'_> {
                 // blobs meanwhile knows that some of what it found may be gone.
                 let path = || cache.inner.path.join(layout::TALLY);
                 cache.inner.tally.begin_sweep().context("write", path)?;
-                let (mut more, mut condemned) = (Swept::default(), Vec::new());
+                let mut more = Swept::default();
                 let removed = self.condemn(&batch, &mut more, &mut condemned);
                 cache.inner.tally.end_sweep(&Totals {
                     blobs: more.blobs,
@@ -396,8 +401,7 @@ impl Sweeper<'_> {
                 });
                 removed?;
                 swept.add(&more);
-                condemned
-            };
+            }
             let place = || cache.inner.path.join(layout::CONDEMNED);
             for name in condemned {
                 let Some(folder) = &self.condemned else { break };

@@ -278,8 +278,6 @@ faults! {
         NotesAreReadOnce in REPLACEMENT leads to DANGLING;
     notes_are_read_within_the_section:
         NotesAreReadBeforeTheSection in DEDUP leads to DANGLING;
-    holds_are_read_within_the_section:
-        HoldsAreReadBeforeTheSection in HOLD leads to NOT_HELD;
     holds_are_looked_at:
         HoldsAreOverlooked in HOLD leads to NOT_HELD;
     blobs_are_removed_within_the_section:
@@ -300,14 +298,8 @@ faults! {
 faults! {
     holds_are_made_within_a_section:
         HoldsAreMadeOutside in HOLD leads to NOT_HELD;
+    a_hold_is_of_an_entry_that_is_there:
+        HoldsOverlookTheirEntry in HOLD leads to NOT_HELD;
     tallies_are_made_within_a_section:
         TalliesAreMadeOutside in LOST_TALLY leads to DANGLING;
-}
-
-// What a hold does not promise.
-faults! {
-    a_hold_comes_too_late_for_what_was_swept:
-        HoldsPromiseWhatIsSwept in HOLD leads to NOT_HELD;
-    a_hold_does_not_keep_what_a_failed_store_takes_back:
-        HoldsPromiseWhatIsTakenBack in HOLD leads to NOT_HELD;
 }

@@ -82,7 +82,7 @@ const ORDERS: &[(&str, &str, &[&str])] = &[
     (
         include_str!("../../src/engine/evict.rs"),
         "fn run(",
-        &["sweeper.count(", "self.rank(", "sweeper.sweep(", "sweeper.remove_entries("],
+        &["sweeper.count(", "self.rank(", "sweeper.sweep(", "self.remove_least("],
     ),
     (
         include_str!("../../src/engine/evict.rs"),
@@ -92,7 +92,13 @@ const ORDERS: &[(&str, &str, &[&str])] = &[
     (
         include_str!("../../src/engine/hold.rs"),
         "fn hold(",
-        &["self.enter(LockMode::Shared", "create_new(", "write_all(", "Lock::try_acquire("],
+        &[
+            "self.enter(LockMode::Shared",
+            "is_manifest(",
+            "create_new(",
+            "write_all(",
+            "Lock::try_acquire(",
+        ],
     ),
     (
         include_str!("../../src/engine/entries.rs"),
@@ -102,7 +108,7 @@ const ORDERS: &[(&str, &str, &[&str])] = &[
     (
         include_str!("../../src/engine/restore/mod.rs"),
         "fn try_restore(",
-        &["read_manifest(", "is_manifest(", "Plan::make(", "remove_if_unchanged("],
+        &["read_manifest_beside(", "is_manifest(", "Plan::make(", "remove_if_unchanged("],
     ),
 ];
 

@@ -30,8 +30,6 @@ pub(crate) struct Disk {
     pub(crate) notes: Set,
     /// `holds/`: one file.
     pub(crate) hold: HoldFile,
-    /// Not on disk: blobs that an entry was committed with since they were published.
-    pub(crate) relied_on: Set,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -71,7 +69,6 @@ pub(crate) enum Fault {
     MarkingBeginsAfterTheCount,
     NotesAreReadOnce,
     NotesAreReadBeforeTheSection,
-    HoldsAreReadBeforeTheSection,
     HoldsAreOverlooked,
     BlobsAreRemovedOutside,
     SweepsChangeAfterTheRemovals,
@@ -81,8 +78,7 @@ pub(crate) enum Fault {
     ManifestsAreRemovedOutside,
     HoldsAreMadeOutside,
     TalliesAreMadeOutside,
-    HoldsPromiseWhatIsSwept,
-    HoldsPromiseWhatIsTakenBack,
+    HoldsOverlookTheirEntry,
 }
 
 /// Something that must not happen, found by whoever does it.
@@ -201,7 +197,6 @@ pub(crate) enum SweeperAt {
     Decode,
     Sweep,
     EarlyNotes,
-    EarlyHolds,
     ReadNotes,
     ReadHolds,
     Odd,
@@ -243,6 +238,7 @@ pub(crate) struct Hold {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum HoldAt {
     Read,
+    Look,
     Create,
     Write,
     Lock,
@@ -288,7 +284,6 @@ impl Scenario {
             let (task, needs) = self.version(*version);
             disk.manifests[task] = *version;
             disk.blobs |= needs;
-            disk.relied_on |= needs;
         }
         let mut actors = [Actor::new(Role::Gone); ACTORS];
         for (actor, role) in actors.iter_mut().zip(self.actors) {
@@ -355,7 +350,6 @@ impl Disk {
 
     pub(crate) fn remove_blob(&mut self, blob: Set) {
         self.blobs &= !blob;
-        self.relied_on &= !blob;
     }
 }
 

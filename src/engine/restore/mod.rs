@@ -148,7 +148,7 @@ impl Cache {
                 });
                 self.replace_ledger(about, &ledger, done.kept, fresh);
                 let counters = done.counters;
-                Ok(Attempt::Done(Box::new(counters.restored(manifest))))
+                Ok(Attempt::Done(Box::new(counters.restored(manifest, stat.stamp()))))
             }
             Err(error @ Error::Damaged { .. }) => {
                 // A blob that is gone with its entry was evicted. Else it is damage, and the entry

@@ -1,5 +1,6 @@
 //! What a restore did, in numbers.
 
+use crate::disk::Stamp;
 use crate::manifest::Manifest;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -10,6 +11,8 @@ use std::fmt;
 pub struct Restored {
     /// What was restored.
     pub manifest: Manifest,
+    /// Of the file of that manifest.
+    pub(in crate::engine) stamp: Stamp,
     /// Files cloned, sharing their blocks with the store.
     pub reflinked: MethodCounts,
     /// Files that are names of the store's own inodes: read-only.
@@ -107,11 +110,12 @@ impl Counters {
         self.removed += other.removed;
     }
 
-    pub(super) fn restored(&self, manifest: Manifest) -> Restored {
+    pub(super) fn restored(&self, manifest: Manifest, stamp: Stamp) -> Restored {
         let counts = |method: Method| self.methods[method as usize];
         let reasons = REASONS.into_iter().zip(self.reasons);
         Restored {
             manifest,
+            stamp,
             reflinked: counts(Method::Reflinked),
             hardlinked: counts(Method::Hardlinked),
             copied: counts(Method::Copied),

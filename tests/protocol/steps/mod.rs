@@ -183,15 +183,21 @@ impl Step<'_> {
         let manifest = self.state.disk.manifests[usize::from(hold.task)];
         let needs = self.scenario.needs(hold.version);
         let is_outside = self.is_off(Fault::HoldsAreMadeOutside);
-        let fault = self.fault;
+        let is_unchecked = self.is_off(Fault::HoldsOverlookTheirEntry);
         match hold.at {
             HoldAt::Read if manifest == 0 => self.to("is a miss", |_, actor| actor.end()),
             HoldAt::Read => self.change("reads the manifest", hold, |_, actor, hold| {
                 hold.version = manifest;
-                hold.at = HoldAt::Create;
+                hold.at = HoldAt::Look;
                 if !is_outside {
                     actor.enter(Mode::Shared);
                 }
+            }),
+            HoldAt::Look if manifest != hold.version && !is_unchecked => {
+                self.to("comes too late", |_, actor| actor.end());
+            }
+            HoldAt::Look => self.change("sees its manifest", hold, |_, _, hold| {
+                hold.at = HoldAt::Create;
             }),
             HoldAt::Create => self.change("makes its file", hold, |next, _, hold| {
                 next.disk.hold = HoldFile::Of(0);
@@ -203,14 +209,8 @@ impl Step<'_> {
                 }
                 hold.at = HoldAt::Lock;
             }),
-            // What was swept before, and what only a store under way has published since, is not
-            // promised: who asks for it then comes too late.
-            HoldAt::Lock => self.change("locks its file, leaves", hold, |next, actor, hold| {
-                hold.promised = match fault {
-                    Some(Fault::HoldsPromiseWhatIsSwept) => needs,
-                    Some(Fault::HoldsPromiseWhatIsTakenBack) => needs & next.disk.blobs,
-                    _ => needs & next.disk.blobs & next.disk.relied_on,
-                };
+            HoldAt::Lock => self.change("locks its file, leaves", hold, |_, actor, hold| {
+                hold.promised = needs;
                 hold.at = HoldAt::Holding;
                 actor.leave();
             }),

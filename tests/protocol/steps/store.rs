@@ -224,7 +224,7 @@ impl Step<'_> {
 
     /// `Tally::count_commit`, `Cache::publish_manifest`, and the end.
     fn commit(&mut self, store: Store) {
-        let (task, needs) = self.scenario.version(store.version);
+        let (task, _) = self.scenario.version(store.version);
         let next_at = self.following(store.at);
         match store.at {
             StoreAt::Count => {
@@ -244,7 +244,6 @@ impl Step<'_> {
             StoreAt::Rename => {
                 self.change("renames its manifest into place", store, |next, _, store| {
                     next.disk.manifests[task] = store.version;
-                    next.disk.relied_on |= needs;
                     store.at = next_at;
                 });
             }

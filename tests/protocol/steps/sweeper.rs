@@ -13,7 +13,6 @@ impl Step<'_> {
             SweeperAt::List | SweeperAt::Decode => self.count(sweeper),
             SweeperAt::Sweep
             | SweeperAt::EarlyNotes
-            | SweeperAt::EarlyHolds
             | SweeperAt::ReadNotes
             | SweeperAt::ReadHolds
             | SweeperAt::Odd
@@ -152,11 +151,6 @@ impl Step<'_> {
                     actor.enter(Mode::Exclusive);
                 });
             }
-            SweeperAt::EarlyHolds => self.change("reads holds", sweeper, |next, actor, sweeper| {
-                sweeper.read_holds(next.disk.hold, &next.actors, &mut next.disk);
-                sweeper.at = SweeperAt::ReadNotes;
-                actor.enter(Mode::Exclusive);
-            }),
             SweeperAt::ReadNotes => {
                 let is_kept = !self.is_off(Fault::NotesAreReadOnce) || !sweeper.has_unlinked;
                 self.change("reads notes", sweeper, |next, _, sweeper| {
@@ -167,8 +161,7 @@ impl Step<'_> {
                 });
             }
             SweeperAt::ReadHolds => {
-                let is_read = !self.is_off(Fault::HoldsAreOverlooked)
-                    && !self.is_off(Fault::HoldsAreReadBeforeTheSection);
+                let is_read = !self.is_off(Fault::HoldsAreOverlooked);
                 let is_outside = self.is_off(Fault::BlobsAreRemovedOutside);
                 self.change("reads holds", sweeper, |next, actor, sweeper| {
                     if is_read {
@@ -230,10 +223,10 @@ impl Step<'_> {
     fn begin_section(&mut self, sweeper: Sweeper) {
         let fault = self.fault;
         if sweeper.candidates != 0 {
-            self.change("wants to remove blobs", sweeper, |_, actor, sweeper| match fault {
-                Some(Fault::NotesAreReadBeforeTheSection) => sweeper.at = SweeperAt::EarlyNotes,
-                Some(Fault::HoldsAreReadBeforeTheSection) => sweeper.at = SweeperAt::EarlyHolds,
-                _ => {
+            self.change("wants to remove blobs", sweeper, |_, actor, sweeper| {
+                if fault == Some(Fault::NotesAreReadBeforeTheSection) {
+                    sweeper.at = SweeperAt::EarlyNotes;
+                } else {
                     sweeper.at = SweeperAt::ReadNotes;
                     actor.enter(Mode::Exclusive);
                 }
