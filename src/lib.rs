@@ -72,10 +72,10 @@ pub use cancel::Cancel;
 pub use digest::{Digest, ParseDigestError};
 pub use disk::{Capabilities, Timestamp};
 pub use engine::{
-    BlobReader, Cache, CacheEntry, CacheOutput, Claim, CopyReason, EvictOptions, Evicted, Flight,
-    Health, Hit, InputContent, LinkSupport, LogPiece, MethodCounts, OutputContent,
-    OutputDeclaration, OutputKind, Repair, Restored, ScrubReport, SourceFile, Stats, Stored,
-    StoredBlob, TaskLogs, Usage, destroy, remove_outputs,
+    BlobReader, Cache, CacheEntry, CacheOutput, Claim, CopyReason, EvictOptions, Evicted,
+    EvictedEarly, Flight, Health, Hit, InputContent, LinkSupport, LogPiece, MethodCounts,
+    OutputContent, OutputDeclaration, OutputKind, Repair, Restored, ScrubReport, SourceFile, Stats,
+    Stored, StoredBlob, TaskLogs, Usage, destroy, remove_outputs,
 };
 pub use error::{Error, ErrorKind, Result};
 pub use key::{KEY_BYTES_MAX, TaskDigest};

@@ -802,6 +802,13 @@ fn stats_and_health_speak_text_and_json() {
     assert_eq!((&stats["entries"], &stats["blobs"]), (&json!(1), &json!(1)), "{stats}");
     assert_eq!(stats["quarantined"], 0, "{stats}");
     assert!(stats["total_bytes"].as_u64() >= stats["blob_bytes"].as_u64(), "{stats}");
+    let nothing = json!({ "entries": 0, "duration_ms": 0, "size_bytes_max_enough": 0 });
+    assert_eq!(stats["evicted_early"], nothing);
+    lab.call(&["gc", "--max-size", "1KiB"]).exits(0);
+    lab.make_entry("k");
+    let text = lab.call(&["stats", "--max-size", "1KiB"]);
+    text.shows("evicted early 1 result in the last 7 days, 1.5 s of rebuilding; a limit of ");
+    lab.call(&["stats"]).shows("the present limit would have spared most of it");
 
     let text = lab.call(&["health"]);
     text.exits(0).shows("writable      yes");

@@ -4,8 +4,8 @@ mod common;
 
 use common::{Lab, noise, task};
 use larder::{
-    Cache, CacheEntry, CacheOptions, CacheOutput, Cancel, EvictOptions, Evicted, Limit, Limits,
-    LinkMode, Repair, RestoreOptions,
+    Cache, CacheEntry, CacheOptions, CacheOutput, Cancel, EvictOptions, Evicted, EvictedEarly,
+    Limit, Limits, LinkMode, Repair, RestoreOptions,
 };
 use std::fs;
 use std::path::Path;
@@ -166,6 +166,117 @@ fn whoever_stores_keeps_the_limit() {
     }
     assert!(lab.cache.usage().expect("usage").entries > 10, "not everything goes");
     assert_counted(&lab.cache);
+    assert_clean(&lab.cache);
+}
+
+fn evicted_early(cache: &Cache) -> EvictedEarly {
+    cache.stats().expect("stats").evicted_early
+}
+
+#[test]
+fn what_is_stored_again_after_an_eviction_was_evicted_early() {
+    let lab = Lab::with(unlimited());
+    for number in 0..20 {
+        store(&lab.cache, &number.to_string(), number, 1000);
+    }
+    assert_eq!(evicted_early(&lab.cache), EvictedEarly::default());
+    let size_bytes = lab.cache.usage().expect("usage").size_bytes;
+    let evicted = evict(&lab.cache, at_most(size_bytes / 2));
+    let (there, gone): (Vec<u64>, Vec<u64>) =
+        (0..20).partition(|number| is_there(&lab.cache, &number.to_string()));
+    assert!(gone.len() > 5 && gone.len() as u64 == evicted.entries, "{evicted:?}");
+    assert_eq!(evicted_early(&lab.cache).entries, 0, "asking alone says nothing");
+    // Other processes look, and rebuild.
+    let other = Cache::open(&lab.store_path(), unlimited()).expect("opens");
+    for number in &gone[..3] {
+        store(&other, &number.to_string(), *number, 2000 + number);
+    }
+    let early = evicted_early(&lab.cache);
+    let duration_ms = gone[..3].iter().map(|number| 2000 + number).sum::<u64>();
+    assert_eq!((early.entries, early.duration_ms), (3, duration_ms), "{early:?}");
+    let enough_bytes = early.size_bytes_max_enough;
+    assert!(enough_bytes >= size_bytes / 2 + 3 * ENTRY_BYTES, "{early:?}");
+    assert!(enough_bytes < size_bytes + (2 << 20), "a limit is noted in MiB: {early:?}");
+    // What is replaced, was never there, or was there all the time was not evicted.
+    for number in [gone[0], there[0], 99] {
+        store(&other, &number.to_string(), number, 1000);
+    }
+    assert_eq!(evicted_early(&lab.cache), early);
+    // It can go once more.
+    let gone_before = evict(&other, at_most(1)).entries;
+    assert!(gone_before > 3);
+    store(&other, &gone[0].to_string(), gone[0], 1);
+    assert_eq!(evicted_early(&other).entries, 4);
+    assert_clean(&other);
+}
+
+#[test]
+fn what_was_removed_or_not_used_for_long_is_not_missed() {
+    let lab = Lab::with(unlimited());
+    for key in ["removed", "old"] {
+        store(&lab.cache, key, key.len() as u64, 1000);
+    }
+    assert!(lab.cache.remove(&task("removed")).expect("removed"));
+    lab.cache.maintain().expect("maintained");
+    set_use(&lab.store_path(), "old", Duration::from_secs(86_400), 0);
+    let mut limits = Limits::none();
+    limits.age_seconds_max = Some(3600);
+    assert_eq!(evict(&lab.cache, limits).entries, 1);
+    for key in ["removed", "old"] {
+        store(&lab.cache, key, key.len() as u64, 1000);
+    }
+    assert_eq!(evicted_early(&lab.cache), EvictedEarly::default());
+}
+
+/// It goes alone, as what has expired does, but for another reason.
+#[test]
+fn what_is_larger_than_the_limit_is_missed() {
+    const LIMIT_BYTES: u64 = 2 << 20;
+    let lab = Lab::with(unlimited());
+    let mut large = CacheEntry::new(0, 7000);
+    large.outputs.push(CacheOutput::bytes("out", noise(1, LIMIT_BYTES as usize * 2)));
+    for round in 0..3 {
+        lab.cache.store(&task("large"), &large, &Cancel::new()).expect("stored");
+        assert_eq!(evicted_early(&lab.cache).entries, round);
+        let mut limits = at_most(LIMIT_BYTES);
+        limits.age_seconds_max = Some(3600);
+        assert_eq!(evict(&lab.cache, limits).entries, 1);
+    }
+    assert!(evicted_early(&lab.cache).size_bytes_max_enough >= 3 * LIMIT_BYTES);
+}
+
+#[test]
+fn ghosts_can_be_lost_or_damaged() {
+    let lab = Lab::with(unlimited());
+    store(&lab.cache, "k", 1, 1000);
+    evict(&lab.cache, at_most(1));
+    let path = lab.store_path().join("ghosts");
+    let image = fs::read(&path).expect("the ghosts");
+    let damages: [Option<Vec<u8>>; 3] = [None, Some(noise(1, 300_000)), Some(Vec::new())];
+    for damage in damages {
+        match damage {
+            None => fs::remove_file(&path).expect("removed"),
+            Some(bytes) => fs::write(&path, bytes).expect("written"),
+        }
+        store(&lab.cache, "k", 1, 1000);
+        assert_eq!(evicted_early(&lab.cache), EvictedEarly::default());
+        evict(&lab.cache, at_most(1));
+        store(&lab.cache, "k", 1, 1000);
+        assert_eq!(evicted_early(&lab.cache).entries, 1, "it works again");
+        evict(&lab.cache, at_most(1));
+    }
+    fs::remove_file(&path).expect("removed");
+    fs::create_dir(&path).expect("made");
+    store(&lab.cache, "k", 1, 1000);
+    evict(&lab.cache, at_most(1));
+    store(&lab.cache, "k", 1, 1000);
+    assert_eq!(evicted_early(&lab.cache), EvictedEarly::default());
+    evict(&lab.cache, at_most(1));
+    fs::remove_dir(&path).expect("removed");
+    // A copy of a file is as good as the file.
+    fs::write(&path, image).expect("written");
+    store(&lab.cache, "k", 1, 1000);
+    assert_eq!(evicted_early(&lab.cache).entries, 1);
     assert_clean(&lab.cache);
 }
 

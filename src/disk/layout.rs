@@ -13,6 +13,7 @@
 //!   tally                 what entries and blobs take, and how often blobs were swept; can be lost
 //!   marking               which blobs were committed since a sweeper began to look
 //!   references            what each entry needs, as the last sweeper found it; can be lost
+//!   ghosts                what was evicted for want of room, and what came back; can be lost
 //!   condemned/            large blobs that were swept, until their blocks are given back
 //!   builds/<hex>          flocked while a process builds the task of that name
 //!   holds/<hex>           flocked while outputs that a restore returned are held: their blobs
@@ -51,6 +52,7 @@ pub(crate) const EVICT_LOCK: &str = "evict.lock";
 pub(crate) const TALLY: &str = "tally";
 pub(crate) const MARKING: &str = "marking";
 pub(crate) const REFERENCES: &str = "references";
+pub(crate) const GHOSTS: &str = "ghosts";
 pub(crate) const INDEX: &str = "index.redb";
 pub(crate) const INDEX_LOCK: &str = "index.lock";
 pub(crate) const INDEX_SEAL: &str = "index.seal";
@@ -76,7 +78,7 @@ pub(crate) const RESTORE_PREFIX: &str = ".larder-restore-";
 /// Whether a name in the root of a store is one that we write. Replaced files have a random suffix
 /// while they are made.
 pub(crate) fn is_ours(name: &str) -> bool {
-    const FILES: [&str; 17] = [
+    const FILES: [&str; 18] = [
         FORMAT,
         CACHEDIR_TAG,
         IDENTITY,
@@ -89,6 +91,7 @@ pub(crate) fn is_ours(name: &str) -> bool {
         TALLY,
         MARKING,
         REFERENCES,
+        GHOSTS,
         INDEX,
         INDEX_LOCK,
         INDEX_SEAL,

@@ -5,6 +5,7 @@
 //! is some time off and each pays for its look at all entries.
 
 use super::Cache;
+use super::ghosts::Ghost;
 use super::sweep::{Sweeper, Swept};
 use super::tally::Totals;
 use super::uses::LastUse;
@@ -94,6 +95,7 @@ struct Candidate {
     /// Whether this process has just used or stored it.
     is_used: bool,
     value: f64,
+    duration_ms: u64,
     task: TaskDigest,
     stamp: Stamp,
     bytes: u64,
@@ -321,6 +323,9 @@ struct Eviction<'a> {
     /// What is to be freed, whatever the bounds say, or nothing at all.
     wanted: Option<Need>,
     age_seconds_max: Option<u64>,
+    /// The limit of size, and whether it is exceeded.
+    limit_bytes: Option<u64>,
+    is_over_size: bool,
     used: DigestSet<TaskDigest>,
     is_dry_run: bool,
     /// Whether every blob is looked at for being needed, however long that takes.
@@ -334,12 +339,15 @@ struct Eviction<'a> {
 impl<'a> Eviction<'a> {
     fn new(cache: &'a Cache, limits: &Limits) -> Result<Eviction<'a>> {
         let space = cache.space()?;
+        let bounds = Bounds::of(limits, space);
         Ok(Eviction {
             cache,
-            bounds: Bounds::of(limits, space),
+            bounds,
             free_bytes: space.free_bytes,
             wanted: None,
             age_seconds_max: None,
+            limit_bytes: bounds.size_bytes_max,
+            is_over_size: false,
             used: DigestSet::default(),
             is_dry_run: false,
             is_thorough: false,
@@ -354,7 +362,9 @@ impl<'a> Eviction<'a> {
         if self.need()? == Need::default() && self.age_seconds_max.is_none() {
             return Ok(());
         }
-        self.bounds = self.bounds.lowered(&self.cache.usage()?);
+        let usage = self.cache.usage()?;
+        self.bounds = self.bounds.lowered(&usage);
+        self.is_over_size = self.limit_bytes.is_some_and(|max| usage.size_bytes > max);
         if !self.is_dry_run {
             self.cache.sweep_quarantine(QUARANTINE_SECONDS)?;
         }
@@ -448,12 +458,31 @@ impl<'a> Eviction<'a> {
         let victims: Vec<_> =
             batch.iter().map(|candidate| (candidate.task, candidate.stamp)).collect();
         self.add(sweeper.remove_entries(&victims)?);
+        self.note_ghosts(batch);
         Ok(())
     }
 
     /// Whether the time is over.
     fn is_over(&self) -> bool {
         self.ends_at.is_some_and(|end| Instant::now() >= end)
+    }
+
+    /// Keeps in mind what went for a limit of size. What nobody used for long is not missed, and a
+    /// full disk is nobody's limit.
+    fn note_ghosts(&self, batch: &[Candidate]) {
+        let Some(limit_bytes) = self.limit_bytes.filter(|_| self.is_over_size) else { return };
+        let ghosts = batch.iter().filter(|gone| !gone.is_expired || self.is_too_large(gone.bytes));
+        let ghosts = ghosts.map(|gone| Ghost {
+            task: gone.task,
+            bytes: gone.bytes,
+            duration_ms: gone.duration_ms,
+        });
+        self.cache.note_evicted(ghosts, limit_bytes);
+    }
+
+    /// Whether an entry of so many bytes can never fit.
+    fn is_too_large(&self, bytes: u64) -> bool {
+        self.limit_bytes.is_some_and(|max| bytes > max)
     }
 
     fn add(&mut self, swept: Swept) {
@@ -489,7 +518,7 @@ impl<'a> Eviction<'a> {
         let began = sweeper.began();
         sweeper.for_each_entry(|entry, (bytes, inodes)| {
             // What others have stored since is noted, so that it would give nothing back.
-            let is_too_large = self.bounds.size_bytes_max.is_some_and(|max| bytes > max);
+            let is_too_large = self.is_too_large(bytes);
             if (began..=now).contains(&entry.stamp.modified) && !is_too_large {
                 return;
             }
@@ -502,6 +531,7 @@ impl<'a> Eviction<'a> {
                     || is_too_large,
                 is_used: self.used.contains(&entry.task),
                 value: worth.value(),
+                duration_ms: entry.duration_ms,
                 task: entry.task,
                 stamp: entry.stamp,
                 bytes,

@@ -1,6 +1,6 @@
 //! Stats: what is in a store, in honest bytes.
 
-use super::Cache;
+use super::{Cache, EvictedEarly};
 use crate::disk::{Dir, FileKind, layout};
 use crate::error::{Context, Result};
 use std::io;
@@ -32,6 +32,8 @@ pub struct Stats {
     pub other_bytes: u64,
     /// The largest size that the store's limits allow, in bytes; `None` without such a limit.
     pub size_bytes_max: Option<u64>,
+    /// What went because of a limit of size, and was needed after all.
+    pub evicted_early: EvictedEarly,
 }
 
 impl Stats {
@@ -74,15 +76,21 @@ impl Cache {
         let counted = stats.index_bytes + stats.staging_bytes + stats.quarantine_bytes;
         stats.other_bytes = self.other_bytes()?.saturating_sub(counted);
         stats.size_bytes_max = self.size_bytes_max()?;
+        stats.evicted_early = self.evicted_early();
         Ok(stats)
     }
 
     /// Blocks of everything but blobs and manifests, in bytes. Locks are empty files.
     pub(super) fn other_bytes(&self) -> Result<u64> {
         let mut bytes = 0;
-        for name in
-            [layout::STAMPS, layout::INDEX, layout::REFERENCES, layout::TALLY, layout::MARKING]
-        {
+        for name in [
+            layout::STAMPS,
+            layout::INDEX,
+            layout::REFERENCES,
+            layout::TALLY,
+            layout::MARKING,
+            layout::GHOSTS,
+        ] {
             let stat = self.inner.root.stat(name.as_ref());
             let stat = stat.context("look at", || self.inner.path.join(name))?;
             bytes += stat.map_or(0, |stat| stat.allocated_bytes);

@@ -207,6 +207,7 @@ impl Cache {
         self.follow_publication(task, &manifest, &staged)?;
         self.inner.has_unsynced.store(true, Ordering::Relaxed);
         self.inner.uses.note(task, false);
+        self.note_stored_again(task, manifest.duration_ms);
         if let Some(about) = about {
             self.replace_ledger_unordered(about, &ledger, kept, fresh);
         }
