@@ -38,6 +38,9 @@ impl Worth {
 }
 
 #[cfg(test)]
+mod replay;
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
@@ -73,111 +76,6 @@ mod tests {
             let recent = Worth { age_seconds, ..worth };
             let old = Worth { age_seconds: age_seconds + older_seconds, ..worth };
             prop_assert!(old.value() < recent.value());
-        }
-    }
-
-    /// One task of a trace.
-    struct Task {
-        duration_ms: u64,
-        bytes: u64,
-        /// When it is cached: last use in seconds, and uses.
-        cached: Option<(u64, u32)>,
-    }
-
-    /// What a cache of so many bytes saves over a trace of tasks, which come every 20 seconds: hits,
-    /// and time in ms. What is worth least goes first, down to 90 %.
-    fn replay(
-        tasks: &mut [Task],
-        trace: &[usize],
-        size_bytes_max: u64,
-        worth: impl Fn(&Worth) -> f64,
-    ) -> (u64, u64) {
-        let (mut hits, mut saved_ms, mut size_bytes) = (0, 0, 0);
-        for (number, &at) in trace.iter().enumerate() {
-            let now = number as u64 * 20;
-            let task = &mut tasks[at];
-            if let Some((last, uses)) = &mut task.cached {
-                (*last, *uses) = (now, *uses + 1);
-                hits += 1;
-                saved_ms += task.duration_ms;
-                continue;
-            }
-            task.cached = Some((now, 0));
-            size_bytes += task.bytes;
-            if size_bytes <= size_bytes_max {
-                continue;
-            }
-            let value = |task: &Task| {
-                let (last, uses) = task.cached?;
-                let Task { duration_ms, bytes, .. } = *task;
-                Some(worth(&Worth { duration_ms, uses, age_seconds: now - last, bytes }))
-            };
-            let mut order: Vec<(f64, usize)> = (0..tasks.len())
-                .filter_map(|index| Some((value(&tasks[index])?, index)))
-                .filter(|(_, index)| *index != at)
-                .collect();
-            order.sort_by(|one, other| one.0.total_cmp(&other.0));
-            for (_, index) in order {
-                if size_bytes <= size_bytes_max / 10 * 9 {
-                    break;
-                }
-                tasks[index].cached = None;
-                size_bytes -= tasks[index].bytes;
-            }
-        }
-        (hits, saved_ms)
-    }
-
-    /// A number from 0 to 1 (splitmix64: Steele, Lea, Flood, OOPSLA 2014).
-    fn fraction(state: &mut u64) -> f64 {
-        *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut bits = *state;
-        bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((bits ^ (bits >> 31)) >> 11) as f64 / (1_u64 << 53) as f64
-    }
-
-    /// Popularity by Zipf's law with exponent 0.9, sizes and durations log-normal; the popular tasks
-    /// change slowly, as those of a project do.
-    #[test]
-    fn on_a_zipf_trace_more_time_is_saved_than_by_lru() {
-        const TASKS: usize = 1000;
-        let mut state = 1;
-        let normal = |state: &mut u64| {
-            (0..12).map(|_| fraction(state)).sum::<f64>() - 6.0 // Irwin and Hall.
-        };
-        let made: Vec<(u64, u64)> = (0..TASKS)
-            .map(|_| {
-                let duration_ms = (2000.0 * (1.5 * normal(&mut state)).exp()) as u64;
-                let bytes = 4096 + (200_000.0 * (1.5 * normal(&mut state)).exp()) as u64;
-                (duration_ms, bytes)
-            })
-            .collect();
-        let weights: Vec<f64> = (1..=TASKS).map(|rank| (rank as f64).powf(-0.9)).collect();
-        let total: f64 = weights.iter().sum();
-        let trace: Vec<usize> = (0..20_000)
-            .map(|number| {
-                let mut left = fraction(&mut state) * total;
-                let rank = weights.iter().position(|weight| {
-                    left -= weight;
-                    left < 0.0
-                });
-                (rank.unwrap_or(0) + number / 40) % TASKS
-            })
-            .collect();
-        let footprint: u64 = made.iter().map(|(_, bytes)| bytes).sum();
-        for percent in [5, 10, 25, 50] {
-            let tasks = || -> Vec<Task> {
-                made.iter()
-                    .map(|&(duration_ms, bytes)| Task { duration_ms, bytes, cached: None })
-                    .collect()
-            };
-            let size_bytes_max = footprint / 100 * percent;
-            let ours = replay(&mut tasks(), &trace, size_bytes_max, Worth::value);
-            let lru = |worth: &Worth| -(worth.age_seconds as f64);
-            let lru = replay(&mut tasks(), &trace, size_bytes_max, lru);
-            println!("{percent} %: hits and saved ms: value {ours:?}, LRU {lru:?}");
-            assert!(ours.1 > lru.1, "{percent} %: {ours:?} against {lru:?}");
         }
     }
 }
