@@ -415,6 +415,7 @@ mod tests {
             inode: number,
             links: 1,
             user: 0,
+            group: 0,
             accessed: time,
             modified: time,
             changed: Timestamp { seconds: 2_000, ..time },

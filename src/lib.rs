@@ -84,6 +84,6 @@ pub use manifest::{
     OutputPath, PathError, Root, RootKind,
 };
 pub use options::{
-    CacheOptions, Durability, LINK_BYTES_MIN, Limit, Limits, LinkMode, MtimeMode, PRIVATE_SUFFIXES,
-    ParseOptionError, RestoreOptions, VerifyLevel,
+    CacheOptions, Durability, LINK_BYTES_MIN, Limit, Limits, LinkMode, MtimeMode, Network,
+    PRIVATE_SUFFIXES, ParseOptionError, RestoreOptions, Sharing, VerifyLevel,
 };

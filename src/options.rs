@@ -23,6 +23,11 @@ pub struct CacheOptions {
     pub index_cache_bytes: usize,
     /// How large the store may become. Default: [`Limits::default`].
     pub limits: Limits,
+    /// Whom a store is for that is made now. One that is there says so by itself. Default:
+    /// [`Sharing::Private`].
+    pub sharing: Sharing,
+    /// What becomes of a store on a network filesystem. Default: [`Network::Refuse`].
+    pub network: Network,
     /// Which system calls may be used. Default: all; missing ones are found by trying.
     pub capabilities: Capabilities,
 }
@@ -33,6 +38,8 @@ impl Default for CacheOptions {
             durability: Durability::Relaxed,
             index_cache_bytes: 16 << 20,
             limits: Limits::default(),
+            sharing: Sharing::Private,
+            network: Network::Refuse,
             capabilities: Capabilities::all(),
         }
     }
@@ -57,6 +64,20 @@ impl CacheOptions {
     #[must_use]
     pub fn with_limits(mut self, limits: Limits) -> CacheOptions {
         self.limits = limits;
+        self
+    }
+
+    /// Replaces whom a new store is for.
+    #[must_use]
+    pub fn with_sharing(mut self, sharing: Sharing) -> CacheOptions {
+        self.sharing = sharing;
+        self
+    }
+
+    /// Replaces what becomes of a store on a network filesystem.
+    #[must_use]
+    pub fn with_network(mut self, network: Network) -> CacheOptions {
+        self.network = network;
         self
     }
 
@@ -131,6 +152,34 @@ pub enum Durability {
     /// When a store returns, its entry and all its blobs survive a power cut: one syncfs, noted
     /// durably, for many blobs; for a few, one fsync for each and for each touched folder.
     Durable,
+}
+
+/// Whom a store is for. Noted in the mode of its directory when it is made, so that later opens
+/// need no option.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum Sharing {
+    /// Whoever makes it; but in an empty directory that is set-group-id, open to its group and closed
+    /// to others (mode 02770), that group.
+    #[default]
+    Private,
+    /// The group of its directory. Its members read, store and evict, and can poison each other's
+    /// entries. An existing store that is private is refused.
+    Group,
+}
+
+/// What becomes of a store on a filesystem that other machines may use, where locks and times may not
+/// hold between them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum Network {
+    /// It is refused.
+    #[default]
+    Refuse,
+    /// It does less: everything comes back as a copy whose bytes were hashed, there is no index, and
+    /// limits are not kept. Only [`crate::Cache::evict`], [`crate::Cache::scrub`] with repair and
+    /// [`crate::destroy`] remove something; no other machine may use the store meanwhile.
+    Reduced,
 }
 
 /// How a restore goes about it.
@@ -267,6 +316,8 @@ macro_rules! named_values {
 }
 
 named_values!(Durability, "relaxed, durable", "relaxed" => Relaxed, "durable" => Durable);
+named_values!(Sharing, "private, group", "private" => Private, "group" => Group);
+named_values!(Network, "refuse, reduced", "refuse" => Refuse, "reduced" => Reduced);
 named_values!(LinkMode, "auto, reflink, hardlink, copy",
     "auto" => Auto, "reflink" => Reflink, "hardlink" => Hardlink, "copy" => Copy);
 named_values!(MtimeMode, "recorded, linked, now", "recorded" => Recorded, "linked" => Linked, "now" => Now);

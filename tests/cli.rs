@@ -9,7 +9,7 @@ use std::env;
 use std::fmt;
 use std::fs::{self, File, Permissions};
 use std::io::{ErrorKind, Read, Write};
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -562,6 +562,38 @@ fn a_store_of_a_newer_version_is_left_untouched() {
     let names = fs::read_dir(&lab.store).expect("listed").count();
     assert_eq!(names, 1, "nothing was added");
     assert_eq!(fs::read_to_string(lab.store.join("FORMAT")).expect("read"), newer_format());
+}
+
+#[test]
+fn not_one_byte_of_a_full_store_of_a_newer_version_is_changed() {
+    let lab = Lab::new();
+    lab.run(&["-i", "src", "-o", "out"], "mkdir -p out; echo text > out/file; echo said").exits(0);
+    lab.call(&["store", "k", "-o", "src"]).exits(0);
+    lab.call(&["verify"]).exits(0);
+    fs::write(lab.store.join("FORMAT"), newer_format()).expect("written");
+    let before = everything_below(&lab.store);
+    assert!(before.len() > 10, "there is something to lose: {before:?}");
+    let out = lab.place("restored");
+    let calls: [&[&str]; 12] = [
+        &["check", "k"],
+        &["store", "k", "-o", "src"],
+        &["store", "k2", "-o", "src"],
+        &["restore", "k", "--workspace", &out],
+        &["logs", "k"],
+        &["show", "k"],
+        &["rm", "k"],
+        &["stats"],
+        &["gc", "--max-size", "1"],
+        &["verify"],
+        &["verify", "--repair"],
+        &["health"],
+    ];
+    for args in calls {
+        lab.call(args).exits(4).tells("format 2; this version of larder knows formats up to 1");
+    }
+    let ran = lab.run(&["-i", "src", "-o", "out"], "echo said");
+    ran.exits(0).says("said\n").tells("running without the cache").tells("format 2");
+    assert_eq!(everything_below(&lab.store), before);
 }
 
 #[test]
@@ -1207,6 +1239,27 @@ fn read_one_byte(command: &mut Command) -> Ran {
     stdout.read_exact(&mut [0]).expect("a byte");
     drop(stdout);
     Ran::new(command, child.wait_with_output().expect("it ends"))
+}
+
+/// Each file and folder, with all that a change would change.
+fn everything_below(folder: &Path) -> Vec<String> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).expect("a directory") {
+        let path = entry.expect("an entry").path();
+        let meta = fs::symlink_metadata(&path).expect("a stat");
+        let times = [(meta.mtime(), meta.mtime_nsec()), (meta.ctime(), meta.ctime_nsec())];
+        let contents = if meta.is_dir() {
+            found.extend(everything_below(&path));
+            Vec::new()
+        } else {
+            fs::read(&path).expect("a file")
+        };
+        let digest = larder::Digest::of(&contents);
+        let (inode, mode, size) = (meta.ino(), meta.mode(), meta.size());
+        found.push(format!("{} {inode} {mode:o} {size} {times:?} {digest}", path.display()));
+    }
+    found.sort();
+    found
 }
 
 /// The format file of a store that a later version made.

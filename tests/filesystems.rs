@@ -8,8 +8,9 @@ use common::{
     Lab, filesystems, inode, noise, snapshot, snapshot_read_only, task, write, write_old,
 };
 use larder::{
-    Cache, CacheBackend, CacheEntry, CacheOptions, CacheOutput, Cancel, CopyReason, Durability,
-    Error, LinkMode, LocalBackend, MtimeMode, RestoreOptions, conformance,
+    Cache, CacheBackend, CacheEntry, CacheOptions, CacheOutput, Cancel, Capabilities, CopyReason,
+    Durability, Error, EvictOptions, Limit, Limits, LinkMode, LocalBackend, MtimeMode, Network,
+    Repair, RestoreOptions, conformance,
 };
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -223,4 +224,87 @@ fn a_read_only_store_still_answers() {
     entry.outputs.push(CacheOutput::bytes("x", "y"));
     let refused = cache.store(&task("new"), &entry, &Cancel::new());
     assert!(refused.as_ref().is_err_and(Error::allows_uncached_run), "{refused:?}");
+}
+
+/// Options for a store on a filesystem that counts as one of several machines.
+fn on_a_network() -> CacheOptions {
+    let mut capabilities = Capabilities::all();
+    capabilities.local_filesystem = false;
+    CacheOptions::default().with_capabilities(capabilities)
+}
+
+#[test]
+fn a_store_on_a_network_filesystem_is_refused_with_what_to_do() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let store = folder.path().join("store");
+    let refused = Cache::open(&store, on_a_network()).expect_err("refused");
+    assert!(matches!(refused, Error::StoreRefused { .. }) && refused.allows_uncached_run());
+    let message = refused.to_string();
+    for advice in ["network", "local disk", "--store", "LARDER_NETWORK=reduced"] {
+        assert!(message.contains(advice), "{message}");
+    }
+    assert_eq!(fs::read_dir(&store).expect("listed").count(), 0, "nothing was made");
+}
+
+#[test]
+fn a_store_on_a_network_filesystem_may_be_allowed_to_do_less() {
+    let limits = Limits::default().with_size_bytes_max(Limit::At(1));
+    let options = on_a_network().with_network(Network::Reduced).with_limits(limits);
+    let lab = Lab::with(options);
+    assert!(lab.cache.health(None).expect("looked at").is_reduced);
+    make_tree(&lab.workspace());
+    lab.store("k", &["out"]);
+    for link_mode in [LinkMode::Auto, LinkMode::Hardlink, LinkMode::Reflink] {
+        let options = RestoreOptions::default().with_link_mode(link_mode);
+        let place = lab.path(&link_mode.to_string());
+        let restored = lab.restore("k", &place, options).expect("restored").expect("a hit");
+        assert_eq!(restored.copied.files, 80, "{link_mode}");
+        assert_eq!(snapshot(&place), snapshot(&lab.workspace()), "{link_mode}");
+    }
+
+    // A blob that looks as it did is hashed.
+    let file = lab.workspace().join("out/0/small-0");
+    let is_of_file = |blob: &std::path::PathBuf| fs::read(blob).ok() == fs::read(&file).ok();
+    let blob = lab.blobs().into_iter().find(is_of_file).expect("its blob");
+    let modified = fs::metadata(&blob).expect("there").modified().expect("a time");
+    let mode = fs::metadata(&blob).expect("there").permissions();
+    fs::set_permissions(&blob, std::os::unix::fs::PermissionsExt::from_mode(0o644))
+        .expect("a mode");
+    fs::write(&blob, noise(99, 900)).expect("written");
+    let open = fs::File::options().write(true).open(&blob).expect("opens");
+    open.set_modified(modified).expect("a time");
+    drop(open);
+    fs::set_permissions(&blob, mode).expect("a mode");
+    let hardlink = RestoreOptions::default().with_link_mode(LinkMode::Hardlink);
+    let damaged = lab.restore("k", &lab.path("later"), hardlink);
+    assert!(matches!(damaged, Err(Error::Damaged { .. })), "{damaged:?}");
+
+    // Nothing goes unless somebody asks for it, and there is no index.
+    lab.store("k", &["out"]);
+    lab.cache.maintain().expect("maintained");
+    assert!((0..100).all(|_| lab.cache.lookup(&task("k")).expect("a lookup").is_some()));
+    let mended = lab.cache.scrub(Repair::Yes, &Cancel::new(), &mut |_| {}).expect("mended");
+    assert!(mended.is_clean(), "{mended:?}");
+    lab.cache.maintain().expect("maintained");
+    assert!(!lab.store_path().join("index.redb").exists(), "no index");
+    assert!(lab.cache.lookup(&task("k")).expect("a lookup").is_some());
+    let mut evict = EvictOptions::default();
+    evict.limits = limits;
+    let evicted = lab.cache.evict(&evict, &Cancel::new(), &mut |_| {}).expect("evicted");
+    assert_eq!(evicted.entries, 1);
+    assert!(lab.cache.lookup(&task("k")).expect("a lookup").is_none());
+}
+
+#[test]
+fn a_filesystem_that_nobody_knows_is_tried_and_taken_if_locks_hold() {
+    let Some(small) = common::Small::mount_kind("ramfs", "mode=0755") else {
+        return;
+    };
+    let lab = Lab::in_folder(small.path());
+    let health = lab.cache.health(None).expect("looked at");
+    assert_eq!((health.store_filesystem, health.is_reduced), ("unknown", false));
+    write_old(&lab.workspace().join("out"), &noise(1, 50_000));
+    lab.store("k", &["out"]);
+    let restored = lab.restore("k", &lab.path("place"), RestoreOptions::default());
+    assert_eq!(restored.expect("restored").expect("a hit").hardlinked.files, 1);
 }

@@ -187,9 +187,10 @@ impl Batch<'_> {
         let is_new = !is_here && {
             let shard = Shard::of_blob(digest.as_bytes(), mode);
             let near = (&self.blobs.blobs, shard.folder());
-            let mut staged = self.blobs.staging().create(Some(near), mode)?;
-            let stat =
-                staged.file.write_all(bytes).and_then(|()| finish(&staged.file, mode, modified));
+            let inode_mode = self.blobs.inode_mode(mode);
+            let mut staged = self.blobs.staging().create(Some(near), inode_mode)?;
+            let written = staged.file.write_all(bytes);
+            let stat = written.and_then(|()| finish(&staged.file, inode_mode, modified));
             let stat = stat.context("stage a blob in", || self.blobs.staging().path())?;
             self.publish(&mut staged, Published::new(digest, mode, &stat), keep_going)?
         };
@@ -217,7 +218,7 @@ impl Batch<'_> {
                 }
                 Err(error) => return Err(error),
             };
-            Ok((digest, finish(&staged.file, mode, modified)?))
+            Ok((digest, finish(&staged.file, self.blobs.inode_mode(mode), modified)?))
         })();
         let (digest, staged_stat) = hashed.map_err(|error| {
             if error.kind() == io::ErrorKind::Interrupted {
@@ -403,7 +404,7 @@ fn hash_clone(
     // These write the source's dirty pages back, and make the next write through a mapping a fault
     // that sets the change time, before they share its blocks (generic_remap_file_range_prep of
     // Linux, under the lock that keeps such faults out).
-    let tells_of_writes = matches!(disk::filesystem_name(staged)?, "btrfs" | "xfs");
+    let tells_of_writes = matches!(disk::filesystem(staged)?.name, "btrfs" | "xfs");
     if tells_of_writes && !stat.changed.is_young_at(began) {
         let digest = disk::hash_contents(source, stat.size_bytes, buffer, keep_going)?;
         let after = disk::stat_file(source)?;

@@ -104,6 +104,12 @@ impl BlobStore {
         (&self.blobs, Shard::of_blob(digest.as_bytes(), mode))
     }
 
+    /// The permission bits of a blob's inode: in a shared store the group may read what its owner may,
+    /// and `mode`, which is part of the blob's name, says nothing of that.
+    pub(crate) fn inode_mode(&self, mode: u32) -> u32 {
+        self.blobs.access().file_mode(mode)
+    }
+
     /// What is known of the inodes, for an operation on so many blobs.
     pub(crate) fn view(&self, blobs: usize) -> StampView {
         StampTable::view(self.identity.trust(), blobs)
@@ -258,7 +264,7 @@ impl BlobStore {
         mode: u32,
         slot: Option<Slot>,
     ) -> bool {
-        stat.mode == mode
+        stat.mode == self.inode_mode(mode)
             && slot.is_some_and(|slot| {
                 self.stamps.fits(&slot, digest, mode, stat.stamp())
                     && (view.trust.covers(slot.epoch) || self.identity.is_trusted(slot.epoch))

@@ -28,24 +28,26 @@ pub(crate) enum Rehash {
 }
 
 impl BlobStore {
-    /// Reads a blob and compares, and changes nothing. What cannot be read is different.
+    /// Reads a blob that looks like `stat` and compares, and changes nothing. What cannot be read is
+    /// different.
     pub(crate) fn rehash(
         &self,
         digest: &Digest,
         mode: u32,
+        stat: &FileStat,
         keep_going: &dyn Fn() -> bool,
     ) -> Result<Rehash> {
         let blob = match self.open_blob(digest, mode) {
             Ok(Some(blob)) => blob,
             Ok(None) => return Ok(Rehash::Gone),
-            Err(error) if is_damage(&error) => return Ok(Rehash::Different),
+            Err(error) if is_damage(&error, stat) => return Ok(Rehash::Different),
             Err(error) => return Err(error),
         };
         let size_bytes = blob.stat.size_bytes;
         match disk::hash_contents(&blob.file, size_bytes, &mut Vec::new(), keep_going) {
             Ok(actual) if actual == *digest => Ok(Rehash::Same),
             Ok(_) => Ok(Rehash::Different),
-            Err(error) if disk::is_unreadable(&error) => Ok(Rehash::Different),
+            Err(error) if disk::is_unreadable(&error, stat.user) => Ok(Rehash::Different),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => Err(Error::Cancelled),
             Err(error) => Err(error).context("read", || self.blob_path(digest, mode)),
         }
@@ -81,14 +83,14 @@ impl BlobStore {
         let blob = match self.open_blob(digest, mode) {
             Ok(Some(blob)) => blob,
             Ok(None) => return Ok(Proof::Missing),
-            Err(error) if is_damage(&error) => return damaged(None),
+            Err(error) if is_damage(&error, &stat) => return damaged(None),
             Err(error) => return Err(error),
         };
         let size_bytes = blob.stat.size_bytes;
         let hashed = disk::hash_contents(&blob.file, size_bytes, &mut Vec::new(), keep_going);
         let actual = match hashed {
             Ok(actual) => actual,
-            Err(error) if disk::is_unreadable(&error) => return damaged(None),
+            Err(error) if disk::is_unreadable(&error, stat.user) => return damaged(None),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {
                 return Err(Error::Cancelled);
             }
@@ -105,7 +107,8 @@ impl BlobStore {
             slot.is_some_and(|slot| self.stamps.fits(&slot, digest, mode, after.stamp()));
         let is_private = slot.is_none() && after.links == 1;
         let is_lost = slot.is_some_and(|slot| self.identity.is_sync_failed(slot.epoch));
-        let is_settled = after.mode == mode && after.is_unchanged_since(&blob.stat) && !is_lost;
+        let has_mode = after.mode == self.inode_mode(mode);
+        let is_settled = has_mode && after.is_unchanged_since(&blob.stat) && !is_lost;
         if is_settled && (is_known || is_private) {
             self.note(*digest, mode, after.stamp());
             return Ok(Proof::Intact(after));
@@ -130,7 +133,7 @@ impl BlobStore {
                 return Ok(Err(actual));
             }
             disk::set_modified(&fresh.file, blob.stat.modified)?;
-            disk::set_mode(&fresh.file, mode)?;
+            disk::set_mode(&fresh.file, self.inode_mode(mode))?;
             // What it replaces may be durable; this is rare enough to sync it every time.
             fresh.file.sync_all()?;
             let stat = disk::stat_file(&fresh.file)?;
@@ -158,8 +161,8 @@ impl BlobStore {
     }
 }
 
-/// Whether an error speaks of the blob and not of our means.
-fn is_damage(error: &Error) -> bool {
+/// Whether an error speaks of the blob, which looks like `stat`, and not of our means.
+fn is_damage(error: &Error, stat: &FileStat) -> bool {
     matches!(error, Error::Io { source, .. }
-        if disk::is_unreadable(source) || source.kind() == io::ErrorKind::InvalidInput)
+        if disk::is_unreadable(source, stat.user) || source.kind() == io::ErrorKind::InvalidInput)
 }

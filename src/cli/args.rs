@@ -7,7 +7,7 @@
 
 use super::limits::{Age, Number, Size};
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
-use larder::{Durability, LinkMode, MtimeMode, VerifyLevel};
+use larder::{Durability, LinkMode, MtimeMode, Network, Sharing, VerifyLevel};
 use std::path::PathBuf;
 
 /// Caches the outputs of any command and brings them back as links.
@@ -42,6 +42,14 @@ pub(super) struct Global {
     /// [env: LARDER_KEEP_FREE].
     #[arg(long, global = true, value_name = "SIZE")]
     pub(super) keep_free: Option<Size>,
+    /// Whom a store is for that is made now: private, or group, which shares it with the group of its
+    /// directory [default: private] [env: LARDER_SHARING].
+    #[arg(long, global = true, value_name = "WITH")]
+    pub(super) sharing: Option<Sharing>,
+    /// What becomes of a store on a network filesystem: refuse, or reduced, where it does less
+    /// [default: refuse] [env: LARDER_NETWORK].
+    #[arg(long, global = true, value_name = "MODE")]
+    pub(super) network: Option<Network>,
     /// Print results as JSON.
     #[arg(long, global = true)]
     pub(super) json: bool,

@@ -12,8 +12,9 @@ pub(super) fn main(global: &Global, args: &Health, printer: &Printer) -> Result<
     let is_well = health.is_writable;
     printer.result(
         || {
+            let less = if health.is_reduced { "; reduced, because of the network" } else { "" };
             let mut lines = vec![
-                format!("store         {} ({})", cache.path().display(), health.store_filesystem),
+                format!("store         {} ({}{less})", cache.path().display(), health.store_filesystem),
                 format!("writable      {}", yes(health.is_writable)),
                 format!("index         {}", if health.has_index { "yes" } else { "no; manifests answer instead" }),
             ];
@@ -28,6 +29,7 @@ pub(super) fn main(global: &Global, args: &Health, printer: &Printer) -> Result<
             json!({
                 "store": cache.path().to_string_lossy(),
                 "store_filesystem": health.store_filesystem,
+                "reduced": health.is_reduced,
                 "writable": health.is_writable,
                 "index": health.has_index,
                 "workspace": health.workspace.map(|(filesystem, support)| json!({

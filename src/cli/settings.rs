@@ -4,7 +4,7 @@
 use super::Failure;
 use super::args::{Global, Links, Policy};
 use super::limits::Choice;
-use larder::{CacheOptions, Durability, Limits, RestoreOptions};
+use larder::{CacheOptions, Durability, Limits, Network, RestoreOptions, Sharing};
 use serde::Deserialize;
 use std::ffi::OsString;
 use std::fmt;
@@ -22,6 +22,8 @@ const STORE_FILE: &str = "settings.toml";
 pub(super) struct Settings {
     pub(super) store: PathBuf,
     of_store: Result<OfStore, Failure>,
+    sharing: Sharing,
+    network: Network,
     workspace: WorkspaceFile,
 }
 
@@ -79,12 +81,15 @@ impl Settings {
             Err(_) => Ok(StoreFile::default()),
         };
         let of_store = of_store.and_then(|file| OfStore::choose(global, &file));
-        Ok(Settings { store, of_store, workspace: file })
+        let sharing = choose(global.sharing, "LARDER_SHARING", None)?.unwrap_or_default();
+        let network = choose(global.network, "LARDER_NETWORK", None)?.unwrap_or_default();
+        Ok(Settings { store, of_store, sharing, network, workspace: file })
     }
 
     pub(super) fn cache_options(&self) -> Result<CacheOptions, Failure> {
         let OfStore { durability, limits } = self.of_store()?;
-        Ok(CacheOptions::default().with_durability(*durability).with_limits(*limits))
+        let options = CacheOptions::default().with_durability(*durability).with_limits(*limits);
+        Ok(options.with_sharing(self.sharing).with_network(self.network))
     }
 
     pub(super) fn limits(&self) -> Result<Limits, Failure> {

@@ -1,10 +1,10 @@
 //! What the operating system and the filesystems below us may be asked for.
 
-/// Which system calls may be used. Everything is allowed by default, and what turns out to be
+/// What may be asked for: system calls, for the most part. Everything is allowed by default, and what turns out to be
 /// missing is found by trying; switching one off forces its fallback, which is how the tests run
 /// over each of them on any machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[expect(clippy::struct_excessive_bools, reason = "each is a system call of its own")]
+#[expect(clippy::struct_excessive_bools, reason = "each is a thing of its own")]
 #[non_exhaustive]
 pub struct Capabilities {
     /// openat2(2) with `RESOLVE_BENEATH` and `RESOLVE_NO_SYMLINKS` (Linux 5.6). Fallback: one
@@ -22,6 +22,9 @@ pub struct Capabilities {
     /// `O_TMPFILE` of open(2) (Linux 3.11), and linkat(2) by way of `/proc`. Fallback: a staging file
     /// with a name, and a rename.
     pub unnamed_files: bool,
+    /// Whether the store's filesystem may count as one that no other machine uses. Fallback: the store
+    /// is refused, or does less ([`crate::Network`]).
+    pub local_filesystem: bool,
 }
 
 impl Capabilities {
@@ -34,6 +37,7 @@ impl Capabilities {
             hardlink: true,
             copy_file_range: true,
             unnamed_files: true,
+            local_filesystem: true,
         }
     }
 
@@ -46,6 +50,7 @@ impl Capabilities {
             hardlink: false,
             copy_file_range: false,
             unnamed_files: false,
+            local_filesystem: true,
         }
     }
 }

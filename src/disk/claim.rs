@@ -2,12 +2,14 @@
 
 use super::dir::{Dir, Placed};
 use super::lock::{Lock, LockMode};
+use super::sharing::Access;
 use super::system::random_name;
 use std::ffi::{OsStr, OsString};
 use std::io;
 
 /// A directory of mode 0700 under a random name, flocked as long as this value lives. The kernel
-/// releases the lock however its owner ends; then [`remove_if_dead`] removes the directory.
+/// releases the lock however its owner ends; then [`remove_if_dead`] removes the directory. In a
+/// shared store anybody of the group may do that; what lies in it is not opened to them.
 /// Dropping a claim leaves the directory to be swept; owners remove it themselves where they can.
 #[derive(Debug)]
 pub(crate) struct Claim {
@@ -27,7 +29,7 @@ impl Claim {
             // A sweeper may come between the making and the locking.
             let dir = match parent.open_child(&name) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                opened => opened?,
+                opened => opened?.with_access(Access::PRIVATE),
             };
             let lock = Lock::try_acquire(dir.as_file()?, LockMode::Shared)?;
             let is_ours =

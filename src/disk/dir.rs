@@ -5,10 +5,14 @@
 //!   `layout::Shard`); only [`Dir::open_beneath`], [`Dir::open_regular_beneath`] and
 //!   [`Dir::make_beneath`] take a path, and they refuse a symlink in any component.
 //! - Absence is `None` (or [`Placed::Occupied`]), never an error.
+//! - What is made in a directory of a shared store is open to the group, whatever the umask
+//!   ([`Access`]); a directory, and a file that several may make, from the moment it has its name.
 
 use super::capabilities::Capabilities;
 use super::listing::Listing;
+use super::sharing::Access;
 use super::stat::{FileKind, FileStat, Timestamp};
+use super::system::random_name;
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, RenameFlags, ResolveFlags};
 use rustix::io::Errno;
 use std::ffi::{CStr, OsStr, OsString};
@@ -36,6 +40,8 @@ const QUIET: OFlags = OFlags::empty();
 pub(crate) struct Dir {
     fd: OwnedFd,
     capabilities: Capabilities,
+    /// Of what is made here, and below.
+    access: Access,
 }
 
 /// What became of an attempt to place something under a name that must be free.
@@ -52,13 +58,23 @@ impl Dir {
     pub(crate) fn open(path: &Path, capabilities: Capabilities) -> io::Result<Dir> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let fd = rustix::fs::openat(CWD, path, flags, Mode::empty())?;
-        Ok(Dir { fd, capabilities })
+        Ok(Dir { fd, capabilities, access: Access::PRIVATE })
+    }
+
+    /// The same directory, and what is made in it is for these.
+    pub(crate) fn with_access(self, access: Access) -> Dir {
+        Dir { access, ..self }
+    }
+
+    /// Who what is made here is for.
+    pub(crate) fn access(&self) -> Access {
+        self.access
     }
 
     /// Opens the directory `name` here; a symlink is an error.
     pub(crate) fn open_child(&self, name: &OsStr) -> io::Result<Dir> {
         let fd = rustix::fs::openat(&self.fd, name, DIRECTORY, Mode::empty())?;
-        Ok(Dir { fd, capabilities: self.capabilities })
+        Ok(self.below(fd))
     }
 
     /// Opens the directory at a relative path below this one. Never leaves it and never passes
@@ -70,7 +86,7 @@ impl Dir {
             return self.open_child(OsStr::new("."));
         }
         if let Some(fd) = self.open_resolved(path, DIRECTORY)? {
-            return Ok(Dir { fd, capabilities: self.capabilities });
+            return Ok(self.below(fd));
         }
         let mut dir: Option<Dir> = None;
         for name in components(path)? {
@@ -104,15 +120,33 @@ impl Dir {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             opened => return opened,
         }
-        match rustix::fs::mkdirat(&self.fd, name, Mode::from_raw_mode(mode)) {
-            Ok(()) | Err(Errno::EXIST) => self.open_child(name),
-            Err(errno) => Err(errno.into()),
-        }
+        let _ = self.make_new(name, mode)?;
+        self.open_child(name)
     }
 
     /// Makes the directory `name`, which must be free.
     pub(crate) fn make_new(&self, name: &OsStr, mode: u32) -> io::Result<Placed> {
-        placed(rustix::fs::mkdirat(&self.fd, name, Mode::from_raw_mode(mode)))
+        let make =
+            |name: &OsStr| placed(rustix::fs::mkdirat(&self.fd, name, Mode::from_raw_mode(mode)));
+        if !self.access.is_shared() {
+            return make(name);
+        }
+        loop {
+            let unready = unready(name)?;
+            let _ = make(&unready)?;
+            let opened = self.open_child(&unready);
+            let shared = opened.and_then(|dir| dir.set_mode_self(self.access.folder_mode(mode)));
+            match shared.and_then(|()| self.rename_new(&unready, self, name)) {
+                Ok(Placed::Here) => return Ok(Placed::Here),
+                // Somebody took it for one that a dead process left.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                failed => {
+                    // Best effort; it is empty, and in nobody's way.
+                    let _ = self.remove_dir(&unready);
+                    return failed;
+                }
+            }
+        }
     }
 
     /// Opens the regular file `name` for reading. Anything else is an error of kind `InvalidInput`,
@@ -128,8 +162,26 @@ impl Dir {
 
     /// Opens the regular file `name` for reading and writing, making it if need be.
     pub(crate) fn open_or_create(&self, name: &OsStr, mode: u32) -> io::Result<(File, FileStat)> {
-        let flags = REGULAR | OFlags::RDWR | OFlags::CREATE;
-        checked_regular(rustix::fs::openat(&self.fd, name, flags, Mode::from_raw_mode(mode))?)
+        if !self.access.is_shared() {
+            let flags = REGULAR | OFlags::RDWR | OFlags::CREATE;
+            let opened = rustix::fs::openat(&self.fd, name, flags, Mode::from_raw_mode(mode));
+            return checked_regular(opened?);
+        }
+        // A lock that one of the group could not open would be none for it.
+        loop {
+            match self.open_for_update(name) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                opened => return opened,
+            }
+            let unready = unready(name)?;
+            self.create_new(&unready, mode)?;
+            let placed = self.rename_new(&unready, self, name);
+            if !matches!(placed, Ok(Placed::Here)) {
+                // Best effort; a repair sweeps what stays.
+                let _ = self.unlink(&unready);
+            }
+            let _ = placed?;
+        }
     }
 
     /// Opens the existing regular file `name` for reading and writing.
@@ -141,7 +193,18 @@ impl Dir {
     pub(crate) fn create_new(&self, name: &OsStr, mode: u32) -> io::Result<File> {
         let flags =
             OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        Ok(rustix::fs::openat(&self.fd, name, flags, Mode::from_raw_mode(mode))?.into())
+        let file = rustix::fs::openat(&self.fd, name, flags, Mode::from_raw_mode(mode))?.into();
+        self.admit(&file, mode)?;
+        Ok(file)
+    }
+
+    /// Opens a file whose place is here to those who what is made here is for, if there are any but
+    /// its owner, who may do with it what `mode` says.
+    pub(crate) fn admit(&self, file: &File, mode: u32) -> io::Result<()> {
+        if self.access.is_shared() {
+            super::set_mode(file, self.access.file_mode(mode))?;
+        }
+        Ok(())
     }
 
     /// Makes a file without a name in the directory `folder` here, open for reading and writing; it
@@ -455,6 +518,10 @@ impl Dir {
         self.capabilities
     }
 
+    fn below(&self, fd: OwnedFd) -> Dir {
+        Dir { fd, capabilities: self.capabilities, access: self.access }
+    }
+
     /// One openat2 call for a whole path; `None` where that call is not to be had.
     #[cfg(target_os = "linux")]
     fn open_resolved(&self, path: &Path, flags: OFlags) -> io::Result<Option<OwnedFd>> {
@@ -484,6 +551,13 @@ impl AsFd for Dir {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
+}
+
+/// What something is called until it has its mode.
+fn unready(name: &OsStr) -> io::Result<OsString> {
+    let mut unready = name.to_owned();
+    unready.push(format!(".{}", random_name()?));
+    Ok(unready)
 }
 
 fn checked_regular(fd: OwnedFd) -> io::Result<(File, FileStat)> {

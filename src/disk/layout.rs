@@ -1,7 +1,7 @@
 //! Every name on disk. Nobody else joins paths inside a store.
 //!
 //! ```text
-//! <root>/                 0700
+//! <root>/                 0700; 02770 if it is shared with a group, as is all that is below
 //!   FORMAT                "larder store format 1" and a checksum; made first, never changed
 //!   CACHEDIR.TAG          so that backups pass the store by
 //!   identity              id, incarnation, boot and barriers; checked
@@ -72,40 +72,42 @@ pub(crate) const BUILDS: &str = "builds";
 pub(crate) const FOLDERS: [&str; 9] =
     [BLOBS, MANIFESTS, STAGING, LEASES, LEDGERS, QUARANTINE, CONDEMNED, HOLDS, BUILDS];
 
+/// The files in the root of a store.
+const FILES: [&str; 18] = [
+    FORMAT,
+    CACHEDIR_TAG,
+    IDENTITY,
+    IDENTITY_LOCK,
+    BARRIER_LOCK,
+    LOCK,
+    IN_USE,
+    GATE,
+    EVICT_LOCK,
+    TALLY,
+    MARKING,
+    REFERENCES,
+    GHOSTS,
+    INDEX,
+    INDEX_LOCK,
+    INDEX_SEAL,
+    STAMPS,
+    SETTINGS,
+];
+
 /// How every file that we put into a workspace for the time of a restore is named.
 pub(crate) const RESTORE_PREFIX: &str = ".larder-restore-";
 
 /// Whether a name in the root of a store is one that we write. Replaced files have a random suffix
 /// while they are made.
 pub(crate) fn is_ours(name: &str) -> bool {
-    const FILES: [&str; 18] = [
-        FORMAT,
-        CACHEDIR_TAG,
-        IDENTITY,
-        IDENTITY_LOCK,
-        BARRIER_LOCK,
-        LOCK,
-        IN_USE,
-        GATE,
-        EVICT_LOCK,
-        TALLY,
-        MARKING,
-        REFERENCES,
-        GHOSTS,
-        INDEX,
-        INDEX_LOCK,
-        INDEX_SEAL,
-        STAMPS,
-        SETTINGS,
-    ];
     FILES.contains(&name) || FOLDERS.contains(&name) || is_replacement(name) || name == "lost+found"
 }
 
-/// Whether a name in the root of a store is that of a file which was being made to replace another.
-/// Such files live for milliseconds; one that is older was left by a process that died.
+/// Whether a name in the root of a store is that of a file or folder which was not ready for its own
+/// name yet. Such ones live for milliseconds; one that is older was left by a process that died.
 pub(crate) fn is_replacement(name: &str) -> bool {
     let suffix = |file: &str| name.strip_prefix(file).and_then(|rest| rest.strip_prefix('.'));
-    [FORMAT, IDENTITY, INDEX, STAMPS, REFERENCES].into_iter().filter_map(suffix).any(is_random)
+    FILES.into_iter().chain(FOLDERS).filter_map(suffix).any(is_random)
 }
 
 fn is_random(suffix: &str) -> bool {

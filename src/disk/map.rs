@@ -19,8 +19,8 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 /// Maps a file of ours that lies in staging.
 fn map(staged: &File) -> io::Result<Mmap> {
     // SAFETY: A map is unsound if the file shrinks (SIGBUS) or changes (a data race) while it is
-    // mapped. A staged file was created by this process, without a name or with O_EXCL under a
-    // random one in a directory of mode 0700 that belongs to us; no other process was told of it,
+    // mapped. A staged file was created by this process with mode 0600, without a name or with
+    // O_EXCL under a random one in a directory that belongs to us; no other process was told of it,
     // and this process does not write to what it has begun to hash. The weak point: another process
     // of the same user (or root) that goes looking for it in our staging directory, or among our
     // descriptors, on purpose can truncate it and end this process with SIGBUS; it could as well

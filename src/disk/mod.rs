@@ -17,11 +17,13 @@ mod capabilities;
 mod claim;
 mod copy;
 mod dir;
+mod filesystem;
 mod hash;
 pub(crate) mod layout;
 mod listing;
 mod lock;
 mod map;
+mod sharing;
 mod stat;
 mod system;
 
@@ -29,16 +31,17 @@ pub use capabilities::Capabilities;
 pub(crate) use claim::{Claim, remove_if_dead};
 pub(crate) use copy::{clone_contents, copy_hashing, read_exactly};
 pub(crate) use dir::{Dir, Placed};
+pub(crate) use filesystem::{FilesystemKind, filesystem, locks_hold};
 pub(crate) use hash::{BUFFER_BYTES, hash_contents};
 pub(crate) use listing::Listing;
 pub(crate) use lock::{EAGER, Lock, LockMode, PATIENT};
 pub(crate) use map::copy_to_staged;
+pub(crate) use sharing::{Access, SHARED_ROOT_MODE, admits_us};
 pub use stat::Timestamp;
 pub(crate) use stat::{FileKind, FileStat, Stamp};
 pub(crate) use system::{
-    Space, boot_id, canonical, effective_user, exists, filesystem_name, make_all, now,
-    random_bytes, random_name, set_mode, set_modified, set_times, space, stat_file,
-    sync_filesystem,
+    Space, boot_id, canonical, effective_user, exists, make_all, now, random_bytes, random_name,
+    set_mode, set_modified, set_times, space, stat_file, sync_filesystem, touch,
 };
 
 use std::io;
@@ -82,13 +85,21 @@ pub(crate) fn is_cross_device(error: &io::Error) -> bool {
 }
 
 /// Whether an error speaks of this one file (a bad sector, a checksum, taken permissions) and not
-/// of our means (descriptors, memory): EIO, EACCES, EBADMSG, EUCLEAN.
-pub(crate) fn is_unreadable(error: &io::Error) -> bool {
+/// of our means (descriptors, memory): EIO, EACCES, EBADMSG, EUCLEAN. `owner` is the file's: that
+/// somebody else's file is not for us to read says nothing about it.
+pub(crate) fn is_unreadable(error: &io::Error, owner: u32) -> bool {
     use rustix::io::Errno;
-    matches!(
-        Errno::from_io_error(error),
-        Some(Errno::IO | Errno::ACCESS | Errno::BADMSG | Errno::UCLEAN)
-    )
+    match Errno::from_io_error(error) {
+        Some(Errno::IO | Errno::BADMSG | Errno::UCLEAN) => true,
+        Some(Errno::ACCESS) => owner == effective_user(),
+        _ => false,
+    }
+}
+
+/// Whether the system forbids what it can do: a link to somebody else's file
+/// (`protected_hardlinks`), where another file could be linked.
+pub(crate) fn is_forbidden(error: &io::Error) -> bool {
+    rustix::io::Errno::from_io_error(error) == Some(rustix::io::Errno::PERM)
 }
 
 /// Whether a walk met a symlink, or something else that is no directory, where a directory was

@@ -69,6 +69,7 @@ pub(crate) struct FileStat {
     pub(crate) inode: u64,
     pub(crate) links: u64,
     pub(crate) user: u32,
+    pub(crate) group: u32,
     pub(crate) accessed: Timestamp,
     pub(crate) modified: Timestamp,
     pub(crate) changed: Timestamp,
@@ -102,6 +103,7 @@ impl From<&Stat> for FileStat {
             inode: stat.st_ino as u64,
             links: stat.st_nlink as u64,
             user: stat.st_uid as u32,
+            group: stat.st_gid as u32,
             accessed: Timestamp {
                 seconds: stat.st_atime as i64,
                 nanoseconds: stat.st_atime_nsec as u32,

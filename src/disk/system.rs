@@ -23,6 +23,13 @@ pub(crate) fn set_modified(file: &File, modified: Timestamp) -> io::Result<()> {
     Ok(rustix::fs::futimens(file, &times(None, Some(modified)))?)
 }
 
+/// Sets both times of an open file to now. Who may write to it may do that, and need not own it.
+pub(crate) fn touch(file: &File) -> io::Result<()> {
+    let now = Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_NOW };
+    let times = Timestamps { last_access: now, last_modification: now };
+    Ok(rustix::fs::futimens(file, &times)?)
+}
+
 /// Sets both times of an open file.
 pub(crate) fn set_times(file: &File, accessed: Timestamp, modified: Timestamp) -> io::Result<()> {
     Ok(rustix::fs::futimens(file, &times(Some(accessed), Some(modified)))?)
@@ -122,30 +129,4 @@ pub(crate) fn boot_id() -> io::Result<[u8; 16]> {
 /// The effective user.
 pub(crate) fn effective_user() -> u32 {
     rustix::process::geteuid().as_raw()
-}
-
-/// The name of the filesystem below `handle`, for people (`f_type` of statfs(2)).
-#[cfg(target_os = "linux")]
-pub(crate) fn filesystem_name(handle: impl AsFd) -> io::Result<&'static str> {
-    let magic = rustix::fs::fstatfs(handle)?.f_type as u64 & 0xffff_ffff;
-    Ok(match magic {
-        0xef53 => "ext4",
-        0x9123_683e => "btrfs",
-        0x5846_5342 => "xfs",
-        0x0102_1994 => "tmpfs",
-        0x794c_7630 => "overlayfs",
-        0x6969 => "nfs",
-        0xff53_4d42 | 0xfe53_4d42 => "smb",
-        0x0102_1997 => "9p",
-        0x6573_5546 => "fuse",
-        0x2fc1_2fc1 => "zfs",
-        0xca45_1a4e => "bcachefs",
-        0xf2f5_2010 => "f2fs",
-        _ => "unknown",
-    })
-}
-
-#[cfg(not(target_os = "linux"))]
-pub(crate) fn filesystem_name(_handle: impl AsFd) -> io::Result<&'static str> {
-    Ok("unknown")
 }

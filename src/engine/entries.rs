@@ -25,6 +25,8 @@ const MANIFEST_BYTES_MAX: u64 = 256 << 20;
 
 /// What a name without a suffix says.
 const MANIFEST_MODE: u32 = 0o444;
+/// What the owner of a manifest may do with its file.
+const MANIFEST_FILE_MODE: u32 = 0o600;
 
 /// A manifest of at most so many bytes (some 500 outputs) is read faster than an index is opened.
 const DIRECT_BYTES_MAX: u64 = 64 << 10;
@@ -94,8 +96,9 @@ impl Cache {
     /// that nobody needs them. Atomic; durable if the cache is. Blocking.
     ///
     /// # Errors
-    /// If the manifest cannot be removed.
+    /// If the manifest cannot be removed; [`Error::StoreRefused`] in a store that may only be read.
     pub fn remove(&self, task: &TaskDigest) -> Result<bool> {
+        self.check_may_write()?;
         let Some(stat) = self.stat_manifest(task)? else { return Ok(false) };
         if !self.unlink_manifest(task)? {
             return Ok(false);
@@ -138,12 +141,13 @@ impl Cache {
         let path = || self.manifest_path(task);
         let is_durable = self.inner.options.durability == Durability::Durable;
         let staging = self.inner.blobs.staging();
-        let mut staged = staging.create_named(0o600)?;
+        let mut staged = staging.create_named(MANIFEST_FILE_MODE)?;
         let stat = (|| {
             staged.file.write_all(&bytes)?;
             // A time of full precision, so that no two manifests of a task have the same stamp.
             let now = disk::now();
             disk::set_times(&staged.file, LastUse::never(now), now)?;
+            self.inner.manifests.admit(&staged.file, MANIFEST_FILE_MODE)?;
             if is_durable {
                 staged.file.sync_all()?;
             }
@@ -256,7 +260,7 @@ impl Cache {
         let decoded = match load_beside(&self.inner.manifests, shard.name(), task, beside) {
             Ok(decoded) => decoded,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) if is_no_manifest(&error) => Err(DecodeError::Checksum),
+            Err(error) if self.is_no_manifest(task, &error) => Err(DecodeError::Checksum),
             Err(error) => return Err(error).context("read", path),
         };
         match decoded {
@@ -293,6 +297,14 @@ impl Cache {
         }
     }
 
+    /// Whether an error speaks of what lies at the name: no regular file, or one that cannot be read.
+    pub(super) fn is_no_manifest(&self, task: &TaskDigest, error: &io::Error) -> bool {
+        let owner = || Some(self.stat_manifest(task).ok()??.user);
+        error.kind() == io::ErrorKind::InvalidInput
+            || disk::is_not_a_directory(error)
+            || disk::is_unreadable(error, owner().unwrap_or(u32::MAX))
+    }
+
     fn stat_manifest(&self, task: &TaskDigest) -> Result<Option<FileStat>> {
         let shard = Shard::of_manifest(task.as_bytes());
         self.inner.manifests.stat(shard.name()).context("look at", || self.manifest_path(task))
@@ -326,13 +338,6 @@ fn load_beside(
     let mut bytes = Vec::new();
     disk::read_exactly(&file, stat.size_bytes as usize, &mut bytes)?;
     Ok(Manifest::decode_owned(bytes, task, beside).map(|manifest| (manifest, stat)))
-}
-
-/// Whether an error speaks of what lies at the name: no regular file, or one that cannot be read.
-fn is_no_manifest(error: &io::Error) -> bool {
-    error.kind() == io::ErrorKind::InvalidInput
-        || disk::is_unreadable(error)
-        || disk::is_not_a_directory(error)
 }
 
 /// What an entry's manifest takes.

@@ -207,7 +207,7 @@ impl Cache {
         cancel: &Cancel,
     ) -> Result<()> {
         let limits = &self.inner.options.limits;
-        if *limits == Limits::none() || !self.may_write() {
+        if *limits == Limits::none() || !self.may_write() || self.is_reduced() {
             return Ok(());
         }
         // Of several threads one is enough.
@@ -247,6 +247,9 @@ impl Cache {
     /// entries together would not be enough.
     pub(super) fn make_room(&self, bytes: u64, inodes: u64, cancel: &Cancel) -> Result<bool> {
         const PATIENCE: Duration = Duration::from_secs(30);
+        if self.is_reduced() {
+            return Ok(false);
+        }
         let Some(sweeper) = self.sweeper(PATIENCE, cancel)? else { return Ok(false) };
         let space = self.space()?;
         let short = Need {

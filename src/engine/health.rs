@@ -14,6 +14,8 @@ use std::path::Path;
 pub struct Health {
     /// The filesystem of the store.
     pub store_filesystem: &'static str,
+    /// Whether that is one of several machines, where the store does less ([`crate::Network`]).
+    pub is_reduced: bool,
     /// Whether the index answers. If not, manifests do, more slowly.
     pub has_index: bool,
     /// Whether the store can be written to.
@@ -39,13 +41,13 @@ impl Cache {
     /// # Errors
     /// If the store cannot be read, or the workspace cannot be opened.
     pub fn health(&self, workspace: Option<&Path>) -> Result<Health> {
-        let name =
-            disk::filesystem_name(&self.inner.root).context("look at", || &self.inner.path)?;
+        let found = disk::filesystem(&self.inner.root).context("look at", || &self.inner.path)?;
         let is_writable = self.canary().is_ok();
         self.inner.index.flush();
         let workspace = workspace.map(|path| self.link_support(path)).transpose()?;
         Ok(Health {
-            store_filesystem: name,
+            store_filesystem: found.name,
+            is_reduced: self.is_reduced(),
             has_index: self.inner.index.answers(),
             is_writable,
             workspace,
@@ -74,7 +76,7 @@ impl Cache {
     fn link_support(&self, path: &Path) -> Result<(&'static str, LinkSupport)> {
         let capabilities = self.inner.options.capabilities;
         let workspace = Dir::open(path, capabilities).context("open the workspace", || path)?;
-        let filesystem = disk::filesystem_name(&workspace).context("look at", || path)?;
+        let filesystem = disk::filesystem(&workspace).context("look at", || path)?.name;
         let mut support = LinkSupport { reflink: false, hardlink: false };
         let staging = self.inner.blobs.staging();
         let mut source = staging.create_named(0o600)?;

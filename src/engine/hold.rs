@@ -100,6 +100,11 @@ impl Cache {
                 {
                     continue;
                 }
+                // Of somebody who died before others might read it: it is made in a section.
+                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                    folder.unlink(&name).context("remove", || place().join(&name))?;
+                    continue;
+                }
                 opened => opened.context("open", || place().join(&name))?,
             };
             let mut bytes = Vec::new();

@@ -27,6 +27,7 @@ mod entries;
 mod evict;
 mod flight;
 mod ghosts;
+mod ground;
 mod health;
 mod hold;
 mod inputs;
@@ -67,12 +68,13 @@ pub use store::Stored;
 
 use crate::blob::BlobStore;
 use crate::cancel::Cancel;
-use crate::disk::{self, Dir, FileKind, Lock, LockMode, layout};
+use crate::disk::{self, Access, Dir, FileKind, FileStat, Lock, LockMode, layout};
 use crate::error::{Context, Error, Result};
 use crate::identity::{self, Identity};
 use crate::index::Index;
 use crate::ledger::Ledgers;
-use crate::options::CacheOptions;
+use crate::options::{CacheOptions, Sharing};
+use ground::Ground;
 use std::ffi::OsStr;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -116,6 +118,7 @@ struct Inner {
     path: PathBuf,
     root: Dir,
     options: CacheOptions,
+    ground: Ground,
     identity: Arc<Identity>,
     blobs: BlobStore,
     manifests: Dir,
@@ -144,8 +147,8 @@ impl Cache {
     /// time that grows with the store: no scan. Blocking; not durable by itself.
     ///
     /// # Errors
-    /// [`Error::StoreRefused`] if the path is a symlink, belongs to another user or holds something
-    /// else, [`Error::Format`] if a newer Larder made it.
+    /// [`Error::StoreRefused`] if the path is a symlink, belongs to another user (and to no group of
+    /// ours that it is shared with) or holds something else, [`Error::Format`] if a newer Larder made it.
     pub fn open(path: &Path, options: CacheOptions) -> Result<Cache> {
         loop {
             let cache = Cache::try_open(path, options)?;
@@ -160,12 +163,14 @@ impl Cache {
         let path = std::path::absolute(path).context("find", || path)?;
         let root = open_root(&path, &options)?;
         let again = || root.open_child(OsStr::new(".")).context("open", || &path);
+        let ground = Ground::of(&root, &path, &options)?;
         // Before anything is written: a newer format is left untouched.
         let identity = Arc::new(Identity::open(again()?, &path)?);
         make_folders(&root, &path)?;
         write_tag(&root).context("write", || path.join(layout::CACHEDIR_TAG))?;
         let folder =
             |name: &'static str| root.open_child(name.as_ref()).context("open", || path.join(name));
+        ground.try_locks(&root, &path)?;
         let in_use = match root.open_or_create(layout::IN_USE.as_ref(), 0o600) {
             Ok((file, _)) => {
                 let taken = Lock::try_acquire(file, LockMode::Shared)
@@ -178,19 +183,16 @@ impl Cache {
             Err(error) => return Err(error).context("lock", || path.join(layout::IN_USE)),
         };
         let blobs = BlobStore::open(&root, &path, Arc::clone(&identity))?;
-        let has_dead = blobs.sweep_staging();
         let index =
             Index::new(again()?, again()?, &path, identity.row_key(), options.index_cache_bytes);
         let (manifests, leases) = (folder(layout::MANIFESTS)?, folder(layout::LEASES)?);
         let ledgers = folder(layout::LEDGERS).ok().map(|folder| Ledgers::new(folder, &identity));
         let tally = Tally::new(again()?, &identity);
-        if has_dead {
-            tally.change(|reading| reading.is_suspect = true);
-        }
         let inner = Inner {
             path,
             root,
             options,
+            ground,
             identity,
             blobs,
             manifests,
@@ -204,6 +206,11 @@ impl Cache {
             in_use,
         };
         let cache = Cache { inner: Arc::new(inner) };
+        if cache.is_reduced() {
+            cache.inner.index.leave_unused();
+        } else if cache.inner.blobs.sweep_staging() {
+            cache.inner.tally.change(|reading| reading.is_suspect = true);
+        }
         cache.prepare_sweeps();
         Ok(cache)
     }
@@ -264,6 +271,15 @@ impl Cache {
         self.inner.in_use.is_some()
     }
 
+    /// What changes a store needs its locks.
+    fn check_may_write(&self) -> Result<()> {
+        if self.may_write() {
+            return Ok(());
+        }
+        let path = self.inner.path.clone();
+        Err(Error::StoreRefused { path, reason: "it may only be read" })
+    }
+
     /// Says that the store was removed or replaced under us, where that is the reason.
     fn explain(&self, error: io::Error, action: &'static str, path: PathBuf) -> Error {
         if self.inner.identity.is_in_place() {
@@ -280,6 +296,8 @@ impl Cache {
         }
     }
 }
+
+const NOT_FOR_US: &str = "it belongs to another user, and to no group of ours";
 
 fn open_root(path: &Path, options: &CacheOptions) -> Result<Dir> {
     let refuse = |reason| Err(Error::StoreRefused { path: path.to_path_buf(), reason });
@@ -303,20 +321,33 @@ fn open_root(path: &Path, options: &CacheOptions) -> Result<Dir> {
             return refuse("it is a symlink; name the place itself");
         }
         Some(stat) if stat.kind != FileKind::Directory => return refuse("it is not a directory"),
-        Some(stat) if stat.user != disk::effective_user() => {
-            return refuse("it belongs to another user");
-        }
+        Some(stat) if !disk::admits_us(&stat) => return refuse(NOT_FOR_US),
         Some(_) => {}
     }
     let root = parent.open_child(name).context("open", || path)?;
+    let look = || root.stat_self().context("look at", || path);
+    let mut stat = look()?;
+    // Somebody may have put it there since.
+    if !disk::admits_us(&stat) {
+        return refuse(NOT_FOR_US);
+    }
+    let is_to_be_shared =
+        |stat: &FileStat| options.sharing == Sharing::Group && !Access::of(stat).is_shared();
     if !identity::is_store(&root) {
         let entries = root.entries().context("list", || path)?;
         // A process that was killed while making a store leaves only names of ours.
         if !entries.iter().all(|(name, _)| layout::is_ours(&name.to_string_lossy())) {
             return refuse("it is not empty and not a store");
         }
+        if is_to_be_shared(&stat) && entries.is_empty() {
+            root.set_mode_self(disk::SHARED_ROOT_MODE).context("share", || path)?;
+            stat = look()?;
+        }
     }
-    Ok(root)
+    if is_to_be_shared(&stat) {
+        return refuse("it is private; a store is shared from when it is made, or not at all");
+    }
+    Ok(root.with_access(Access::of(&stat)))
 }
 
 fn make_folders(root: &Dir, path: &Path) -> Result<()> {

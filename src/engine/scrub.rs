@@ -126,6 +126,9 @@ impl Cache {
                 }
                 Ok(Err(DecodeError::Newer)) => report.newer_entries += 1,
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                Err(error) if !self.is_no_manifest(&task, &error) => {
+                    return Err(error).context("read", || self.manifest_path(&task));
+                }
                 Ok(Err(_)) | Err(_) => {
                     report.damaged_manifests.push(task.to_string());
                     if repair == Repair::Yes {
@@ -154,7 +157,7 @@ impl Cache {
             cancel.check()?;
             report.blobs += 1;
             report.blob_bytes += stat.size_bytes;
-            match self.inner.blobs.rehash(&digest, mode, &|| !cancel.is_cancelled())? {
+            match self.inner.blobs.rehash(&digest, mode, &stat, &|| !cancel.is_cancelled())? {
                 Rehash::Same => match entries.numbers.get(&(digest, mode)) {
                     Some(number) => {
                         intact.0.insert(*number);
@@ -244,7 +247,7 @@ impl Cache {
             };
             let is_old = disk::now().seconds.saturating_sub(stat.modified.seconds) > AGE_SECONDS;
             if is_old && layout::is_replacement(&name.to_string_lossy()) {
-                root.unlink(&name).context("remove", || self.inner.path.join(&name))?;
+                root.remove_all(&name).context("remove", || self.inner.path.join(&name))?;
             }
         }
         self.sweep_quarantine(QUARANTINE_SECONDS)?;

@@ -17,7 +17,7 @@ use crate::error::{Context, Error, Result};
 #[derive(Debug)]
 #[must_use = "the section ends when this is dropped"]
 pub(super) struct Section {
-    /// `None` in a store that we may only read, where nobody can change anything.
+    /// `None` in a store that we may only read, where we cannot change anything.
     _lock: Option<Lock>,
 }
 
@@ -28,7 +28,7 @@ impl Cache {
             let path = || self.inner.path.join(name);
             let file = match self.inner.root.open_or_create(name.as_ref(), 0o600) {
                 Ok((file, _)) => file,
-                Err(error) if is_read_only(&error) => return Ok(None),
+                Err(error) if is_read_only(&error) && !self.may_write() => return Ok(None),
                 Err(error) => return Err(self.explain(error, "open", path())),
             };
             let lock = Lock::acquire(file, mode, disk::EAGER, &|| cancel.is_cancelled());

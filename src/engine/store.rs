@@ -72,8 +72,9 @@ impl Cache {
     /// # Errors
     /// [`Error::InvalidOutput`] for outputs that cannot be cached, [`Error::SourceChanged`] if one
     /// changes while it is read, [`Error::Full`]; [`Error::StoreRefused`] if the store was removed
-    /// or replaced since it was opened. Nothing is stored then.
+    /// or replaced since it was opened, or may only be read. Nothing is stored then.
     pub fn store(&self, task: &TaskDigest, entry: &CacheEntry, cancel: &Cancel) -> Result<Stored> {
+        self.check_may_write()?;
         let mut stored = self.try_store(task, entry, cancel);
         if matches!(stored, Err(Error::Full { .. })) {
             // What was staged is gone again, so this is what it takes, and some more for the rest.
@@ -165,7 +166,7 @@ impl Cache {
     /// Removes what a store that failed has published, if nobody has committed since it began: who
     /// did may have found some of it. Best effort: what stays is swept by an eviction or a repair.
     fn abandon(&self, batch: &Batch<'_>, commits: Option<u64>) {
-        if batch.published().0 == 0 {
+        if batch.published().0 == 0 || self.is_reduced() {
             return;
         }
         let Ok(_section) = self.enter(LockMode::Exclusive, &Cancel::new()) else { return };

@@ -96,6 +96,7 @@ impl Cache {
         patience: Duration,
         cancel: &'a Cancel,
     ) -> Result<Option<Sweeper<'a>>> {
+        self.check_may_write()?;
         let path = || self.inner.path.join(layout::EVICT_LOCK);
         let root = &self.inner.root;
         let (file, _) =
@@ -307,7 +308,7 @@ impl Sweeper<'_> {
     pub(super) fn note_age_check(&self) {
         let name = layout::EVICT_LOCK.as_ref();
         if let Ok((file, _)) = self.cache.inner.root.open_for_update(name) {
-            let _ = disk::set_modified(&file, disk::now());
+            let _ = disk::touch(&file);
         }
     }
 

@@ -35,6 +35,9 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockWriteGuard};
 
+/// What its owner may do with the index.
+const FILE_MODE: u32 = 0o600;
+
 /// One change to the index.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Change {
@@ -68,6 +71,8 @@ enum State {
     },
     /// Could not be opened or made; the manifests answer.
     Absent,
+    /// Not to be used; the manifests answer.
+    Unused,
 }
 
 /// Why redb did not do what it was asked to.
@@ -99,6 +104,13 @@ impl Index {
             was_set_aside: AtomicBool::new(false),
             questions: AtomicUsize::new(0),
         }
+    }
+
+    /// Does without the file from now on.
+    pub(crate) fn leave_unused(&self) {
+        let mut state = self.lock_state();
+        self.close(&mut state);
+        *state = State::Unused;
     }
 
     /// Whether a question should open it: after some that went without.
@@ -376,6 +388,9 @@ impl Index {
             Ok(database.close()?)
         });
         let placed = made.and_then(|()| {
+            let shared = self.root.open_for_update(name.as_ref());
+            let shared = shared.and_then(|(file, _)| self.root.admit(&file, FILE_MODE));
+            shared.map_err(|_| Failure::Refused)?;
             let placed = self.root.rename_new(name.as_ref(), &self.root, layout::INDEX.as_ref());
             self.root.sync().map_err(|_| Failure::Refused)?;
             placed.map_err(|_| Failure::Refused)
@@ -398,7 +413,7 @@ impl Index {
     fn reopen_if_replaced(&self) {
         let inode = match &*self.state.read().unwrap_or_else(PoisonError::into_inner) {
             State::Open { inode, .. } => *inode,
-            State::Absent | State::Closed => return,
+            State::Absent | State::Closed | State::Unused => return,
         };
         let found = self.root.stat(layout::INDEX.as_ref()).ok().flatten();
         if found.is_none_or(|stat| stat.inode != inode) {
@@ -432,6 +447,9 @@ impl Index {
     /// Closes the database, which writes to its file; a damaged one may panic even then. Only a file
     /// that was well before, and closed well, is sealed again.
     fn close(&self, state: &mut State) {
+        if matches!(state, State::Unused) {
+            return;
+        }
         let old = std::mem::replace(state, State::Closed);
         if !matches!(old, State::Open { .. }) {
             return;

@@ -218,13 +218,17 @@ pub(crate) struct Small(tempfile::TempDir);
 
 impl Small {
     pub(crate) fn mount(options: &str) -> Option<Small> {
+        Small::mount_kind("tmpfs", options)
+    }
+
+    pub(crate) fn mount_kind(kind: &str, options: &str) -> Option<Small> {
         if !is_root() {
             skip("mounting a small filesystem needs root");
             return None;
         }
         let folder = tempfile::tempdir().expect("a temporary folder");
         let mounted = Command::new("mount")
-            .args(["-t", "tmpfs", "-o", options, "tmpfs"])
+            .args(["-t", kind, "-o", options, kind])
             .arg(folder.path())
             .status();
         if !mounted.is_ok_and(|status| status.success()) {

@@ -193,7 +193,7 @@ impl<'a> Materializer<'a> {
             return Ok(Made::Refused(reason));
         }
         let mode = blob_mode(file.mode);
-        if file.mode & 0o555 != mode {
+        if file.mode & 0o555 != self.cache.inner.blobs.inode_mode(mode) {
             return Ok(Made::Refused(CopyReason::Mode));
         }
         // The name is in a directory of ours, so the link can be made first and judged by its own stat:
@@ -213,6 +213,10 @@ impl<'a> Materializer<'a> {
             Ok(Placed::Occupied) => return Err(occupied(file)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 return Err(self.missing(file));
+            }
+            // Of others' files only: to those of our own there may be links.
+            Err(error) if disk::is_forbidden(&error) && self.is_of_another(file)? => {
+                return Ok(Made::Refused(CopyReason::OtherOwner));
             }
             Err(error) if disk::is_unsupported(&error) => {
                 return Ok(Made::Refused(self.hardlinks.refuse(&error)));
@@ -244,6 +248,11 @@ impl<'a> Materializer<'a> {
     fn link(&self, file: &FileNode<'_>, mode: u32, dir: &Dir, name: &OsStr) -> io::Result<Placed> {
         let (folder, blob) = self.cache.inner.blobs.place_of(&file.digest, mode);
         folder.link(blob.name(), dir, name)
+    }
+
+    fn is_of_another(&self, file: &FileNode<'_>) -> Result<bool> {
+        let stat = self.cache.inner.blobs.stat(&file.digest, blob_mode(file.mode))?;
+        Ok(stat.is_some_and(|stat| stat.user != disk::effective_user()))
     }
 
     fn reflink(&self, file: &FileNode<'_>, dir: &Dir, name: &OsStr) -> Result<Made> {
@@ -283,7 +292,7 @@ impl<'a> Materializer<'a> {
         // A small blob is hashed in memory and written from there.
         if file.size_bytes <= disk::BUFFER_BYTES as u64 {
             match disk::read_exactly(&blob.file, file.size_bytes as usize, buffer) {
-                Err(error) if disk::is_unreadable(&error) => {
+                Err(error) if disk::is_unreadable(&error, blob.stat.user) => {
                     return Err(self.damaged(file, None, &blob));
                 }
                 read => read.context("read", || self.blob_path(file))?,

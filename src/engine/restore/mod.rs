@@ -74,6 +74,7 @@ impl Cache {
     ) -> Result<Option<Restored>> {
         /// So often an entry must be replaced, or evicted, under a restore before it gives up.
         const ROUNDS_MAX: usize = 4;
+        let options = self.allowed(options);
         for _ in 0..ROUNDS_MAX {
             match self.try_restore(task, workspace, options, cancel)? {
                 Attempt::Done(restored) => {

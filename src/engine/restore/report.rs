@@ -42,8 +42,11 @@ pub struct MethodCounts {
 pub enum CopyReason {
     /// Store and workspace lie on different filesystems, or different mounts of one.
     OtherFilesystem,
-    /// The filesystem cannot do it, or the system forbids it (`protected_hardlinks`).
+    /// The filesystem cannot do it.
     Unsupported,
+    /// The blob's inode belongs to another user of a shared store, and the system forbids links to it
+    /// (`protected_hardlinks`).
+    OtherOwner,
     /// The blob's inode has another modification time than the one recorded.
     ModificationTime,
     /// The blob's inode cannot have the recorded mode: its owner could not read it.
@@ -57,6 +60,7 @@ impl fmt::Display for CopyReason {
         f.write_str(match self {
             CopyReason::OtherFilesystem => "store and workspace are on different filesystems",
             CopyReason::Unsupported => "not supported by the filesystem",
+            CopyReason::OtherOwner => "the stored inode belongs to another user",
             CopyReason::ModificationTime => "the stored inode has another modification time",
             CopyReason::Mode => "the stored inode cannot have the recorded mode",
             CopyReason::Young => "stored too recently to prove it unchanged",
@@ -80,9 +84,10 @@ pub(super) struct Counters {
     pub(super) removed: u64,
 }
 
-const REASONS: [CopyReason; 5] = [
+const REASONS: [CopyReason; 6] = [
     CopyReason::OtherFilesystem,
     CopyReason::Unsupported,
+    CopyReason::OtherOwner,
     CopyReason::ModificationTime,
     CopyReason::Mode,
     CopyReason::Young,
