@@ -457,11 +457,10 @@ impl Dir {
         Ok(entries)
     }
 
-    /// As [`Dir::entries`], sorted, into `listing`, whose space is used again. Moves the position of
-    /// this handle, so no two threads may list by one handle at once.
+    /// As [`Dir::entries`], sorted, into `listing`, whose space is used again. Once for a handle that was
+    /// just opened: it goes on from the position of the handle, and moves it.
     #[cfg(target_os = "linux")]
     pub(crate) fn list(&self, listing: &mut Listing) -> io::Result<()> {
-        rustix::fs::seek(&self.fd, rustix::fs::SeekFrom::Start(0))?;
         let mut buffer = listing.begin();
         let mut entries = rustix::fs::RawDir::new(&self.fd, buffer.spare_capacity_mut());
         while let Some(entry) = entries.next() {

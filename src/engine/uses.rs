@@ -15,12 +15,13 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 const USES_MAX: u32 = 999_999;
 /// What was used within the last minute needs no new time.
 const ROUND_SECONDS: i64 = 60;
-/// More than so many tasks are not kept in mind.
-const TASKS_MAX: usize = 65_536;
+/// More than so many uses are not kept in mind.
+const NOTES_MAX: usize = 65_536;
 
-/// What this process used and has not written yet.
+/// What this process used and has not written yet: tasks, and how often each was brought back. A list,
+/// since it grows with each lookup.
 #[derive(Debug, Default)]
-pub(super) struct Uses(Mutex<DigestMap<TaskDigest, u32>>);
+pub(super) struct Uses(Mutex<Vec<(TaskDigest, u32)>>);
 
 /// What a manifest's access time tells.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,19 +50,30 @@ impl LastUse {
 impl Uses {
     /// Notes that a task's entry was stored or asked for, and whether it was brought back.
     pub(super) fn note(&self, task: &TaskDigest, is_restored: bool) {
-        let mut tasks = self.lock();
-        if tasks.len() < TASKS_MAX || tasks.contains_key(task) {
-            *tasks.entry(*task).or_default() += u32::from(is_restored);
+        let mut notes = self.lock();
+        if notes.len() == NOTES_MAX {
+            // The same few, most likely; else half of them is given up.
+            *notes = merged(&notes).into_iter().take(NOTES_MAX / 2).collect();
         }
+        notes.push((*task, u32::from(is_restored)));
     }
 
     fn take(&self) -> DigestMap<TaskDigest, u32> {
-        std::mem::take(&mut *self.lock())
+        merged(&std::mem::take(&mut *self.lock()))
     }
 
-    fn lock(&self) -> MutexGuard<'_, DigestMap<TaskDigest, u32>> {
+    fn lock(&self) -> MutexGuard<'_, Vec<(TaskDigest, u32)>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn merged(notes: &[(TaskDigest, u32)]) -> DigestMap<TaskDigest, u32> {
+    let mut tasks = DigestMap::default();
+    for (task, restored) in notes {
+        let uses: &mut u32 = tasks.entry(*task).or_default();
+        *uses = uses.saturating_add(*restored);
+    }
+    tasks
 }
 
 impl super::Inner {
@@ -82,5 +94,29 @@ impl super::Inner {
             let _ = self.manifests.set_accessed(shard.name(), accessed);
         }
         noted.into_keys().collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn uses_add_up_and_take_no_more_than_so_much_memory() {
+        let uses = Uses::default();
+        let task = |number: usize| TaskDigest::derive("", &number.to_string()).expect("a key");
+        for number in 0..30 * (NOTES_MAX / 10) {
+            uses.note(&task(number % 10), number % 10 == 3);
+        }
+        assert!(uses.lock().capacity() <= 2 * NOTES_MAX);
+        let taken = uses.take();
+        assert_eq!(taken.len(), 10);
+        assert_eq!(taken[&task(3)] as usize, 3 * (NOTES_MAX / 10));
+        assert_eq!(taken[&task(4)], 0);
+        for number in 0..2 * NOTES_MAX {
+            uses.note(&task(number), true);
+        }
+        assert!((NOTES_MAX / 2..=NOTES_MAX).contains(&uses.take().len()), "some are given up");
+        assert!(uses.take().is_empty());
     }
 }

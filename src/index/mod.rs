@@ -127,9 +127,13 @@ impl Index {
         if let Some(row) = self.lock_waiting().get(task) {
             return *row;
         }
-        self.ensure_open();
         let found = {
-            let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
+            let mut state = self.state.read().unwrap_or_else(PoisonError::into_inner);
+            if matches!(*state, State::Closed) {
+                drop(state);
+                self.ensure_open();
+                state = self.state.read().unwrap_or_else(PoisonError::into_inner);
+            }
             let State::Open { database, .. } = &*state else {
                 return None;
             };
