@@ -14,7 +14,8 @@ use rustix::fs::{
 use rustix::io::{Errno, read, write};
 use std::collections::HashMap;
 use std::ffi::{CStr, CString};
-use std::fs;
+use std::fs::{self, File};
+use std::io::Read;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -309,6 +310,19 @@ pub(crate) fn hash_large(files: &[PathBuf]) {
         }
         std::hint::black_box(hasher.finalize());
     }
+}
+
+/// Reads and hashes every file below a folder.
+pub(crate) fn hash_files_below(folder: &Path) {
+    walk(folder, THREADS, Vec::new, |buffer: &mut Vec<u8>, folder, name, kind| {
+        if kind.is_file() {
+            buffer.clear();
+            let opened = openat(folder, name, READ_FLAGS, Mode::empty());
+            let mut file = File::from(opened.expect("a file that was just listed"));
+            file.read_to_end(buffer).expect("it can be read");
+            std::hint::black_box(blake3::hash(buffer));
+        }
+    });
 }
 
 /// Brings large files into an empty workspace.

@@ -3,7 +3,7 @@
 use super::output::{
     CacheEntry, CacheOutput, OutputContent, OutputDeclaration, OutputKind, SourceFile,
 };
-use super::shares;
+use super::shares::Slots;
 use crate::disk::{Capabilities, Dir, FileKind, Listing, layout};
 use crate::error::{Context, Error, Result};
 use crate::identity;
@@ -63,11 +63,13 @@ impl CacheEntry {
             }
         }
         entry.roots.append(&mut globs);
-        // Roots may overlap; what two of them own is one output.
-        capture.outputs.sort_by(|a, b| {
-            compare_paths(a.path.as_os_str().as_bytes(), b.path.as_os_str().as_bytes())
-        });
-        capture.outputs.dedup_by(|a, b| a.path == b.path);
+        // One tree is in the order of its paths. Roots may overlap; what two of them own is one output.
+        if declared.len() > 1 {
+            capture.outputs.sort_by(|a, b| {
+                compare_paths(a.path.as_os_str().as_bytes(), b.path.as_os_str().as_bytes())
+            });
+            capture.outputs.dedup_by(|a, b| a.path == b.path);
+        }
         entry.outputs = capture.outputs;
         Ok(entry)
     }
@@ -206,18 +208,18 @@ impl Tree<'_> {
             let first_below = self.folders.len() + level.len();
             let positions: Vec<usize> = (0..level.len()).collect();
             // A directory is some ten pieces of work.
-            let listers = parallel::for_each_with(
+            let listed = Slots::new(level.len());
+            parallel::for_each_with(
                 &positions,
                 level.len() * 10,
-                || (Listing::default(), Vec::new()),
-                |(listing, listed), position| {
-                    listed.push((*position, self.list_one(&level[*position], listing)?));
+                Listing::default,
+                |listing, position| {
+                    listed.put(*position, self.list_one(&level[*position], listing)?);
                     Ok(())
                 },
             )?;
-            let listed = listers.into_iter().map(|(_, listed)| listed).collect();
             let mut below = Vec::new();
-            for (mut folder, paths) in shares::in_order(level.len(), listed) {
+            for (mut folder, paths) in listed.into_made() {
                 for found in &mut folder.found {
                     if let Found::Folder(position) = found {
                         *position += first_below + below.len();

@@ -2,7 +2,7 @@
 
 use super::Cache;
 use super::ledgers::ledger_of_inputs;
-use super::shares;
+use super::shares::{self, Slots};
 use crate::cancel::Cancel;
 use crate::digest::Digest;
 use crate::disk::{self, Dir, FileKind};
@@ -35,9 +35,8 @@ pub enum InputContent {
 struct Worker<'a> {
     buffer: Vec<u8>,
     cursor: Cursor<'a>,
-    found: Vec<(usize, InputContent)>,
     kept: Vec<u32>,
-    fresh: Vec<(usize, Row<'a>)>,
+    fresh: Vec<Row<'a>>,
 }
 
 impl Cache {
@@ -76,13 +75,13 @@ impl Cache {
         let about = ledger_of_inputs(&workspace, set);
         let ledger = self.read_ledger(about);
         let shares = shares::by_folder(paths.iter().map(OutputPath::as_path).enumerate());
+        let contents = Slots::new(paths.len());
         let workers = parallel::for_each_with(
             &shares,
             paths.len(),
             || Worker {
                 buffer: Vec::new(),
                 cursor: ledger.cursor(),
-                found: Vec::new(),
                 kept: Vec::new(),
                 fresh: Vec::new(),
             },
@@ -92,23 +91,21 @@ impl Cache {
                 };
                 share.members.iter().try_for_each(|position| {
                     cancel.check()?;
-                    digest_one(worker, &folder, *position, &paths[*position], cancel)
+                    let content = digest_one(worker, &folder, &paths[*position], cancel)?;
+                    if let Some(content) = content {
+                        contents.put(*position, content);
+                    }
+                    Ok(())
                 })
             },
         )?;
-        let mut contents: Vec<Option<InputContent>> = Vec::new();
-        contents.resize_with(paths.len(), || None);
         let (mut kept, mut fresh) = (Vec::new(), Vec::new());
         for worker in workers {
-            for (position, content) in worker.found {
-                contents[position] = Some(content);
-            }
             kept.extend(worker.kept);
-            fresh.push(worker.fresh);
+            fresh.extend(worker.fresh);
         }
-        let fresh = shares::in_order(paths.len(), fresh);
         self.replace_ledger_unordered(about, &ledger, kept, fresh);
-        Ok(contents)
+        Ok(contents.into_all())
     }
 }
 
@@ -135,21 +132,19 @@ fn open_folder(workspace: &Dir, path: &Path, folder: &Path) -> Result<Option<Dir
 fn digest_one<'a>(
     worker: &mut Worker<'a>,
     folder: &Dir,
-    position: usize,
     path: &'a OutputPath,
     cancel: &Cancel,
-) -> Result<()> {
+) -> Result<Option<InputContent>> {
     let name = path.name();
-    let Some(stat) = folder.stat(name).context("look at", || path)? else { return Ok(()) };
+    let Some(stat) = folder.stat(name).context("look at", || path)? else { return Ok(None) };
     match stat.kind {
         FileKind::Regular => {}
         FileKind::Symlink => {
             let target = folder.read_link(name).context("read the symlink", || path)?;
             let target = target.as_bytes().into();
-            worker.found.push((position, InputContent::Symlink { target }));
-            return Ok(());
+            return Ok(Some(InputContent::Symlink { target }));
         }
-        FileKind::Directory | FileKind::Special => return Ok(()),
+        FileKind::Directory | FileKind::Special => return Ok(None),
     }
     let row = worker.cursor.find(path.as_bytes());
     let (digest, mode) = if let Some((row_position, row)) = row
@@ -172,9 +167,8 @@ fn digest_one<'a>(
             return Err(Error::SourceChanged { path: path.as_path().to_path_buf() });
         }
         let row = Row { path: path.as_bytes(), digest, seen: Seen::private(&after) };
-        worker.fresh.push((position, row));
+        worker.fresh.push(row);
         (digest, after.mode)
     };
-    worker.found.push((position, InputContent::File { digest, executable: mode & 0o111 != 0 }));
-    Ok(())
+    Ok(Some(InputContent::File { digest, executable: mode & 0o111 != 0 }))
 }

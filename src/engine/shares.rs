@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::sync::OnceLock;
 
 /// More names of one directory than this are several shares, so that no thread is left alone with a
 /// large one.
@@ -79,14 +80,28 @@ pub(super) fn by_directory(nodes: &[Node]) -> Vec<Directory<'_>> {
     directories
 }
 
-/// Brings what several threads made for some of so many positions into their order.
-pub(super) fn in_order<T>(count: usize, made: Vec<Vec<(usize, T)>>) -> Vec<T> {
-    let mut slots: Vec<Option<T>> = Vec::new();
-    slots.resize_with(count, || None);
-    for (position, item) in made.into_iter().flatten() {
-        slots[position] = Some(item);
+/// Room for what several threads make, each thing at its position.
+pub(super) struct Slots<T>(Vec<OnceLock<T>>);
+
+impl<T> Slots<T> {
+    pub(super) fn new(count: usize) -> Slots<T> {
+        Slots((0..count).map(|_| OnceLock::new()).collect())
     }
-    slots.into_iter().flatten().collect()
+
+    /// Puts a thing at its position. What is there already stays.
+    pub(super) fn put(&self, position: usize, thing: T) {
+        let _ = self.0[position].set(thing);
+    }
+
+    /// What was made, in the order of the positions.
+    pub(super) fn into_made(self) -> Vec<T> {
+        self.0.into_iter().filter_map(OnceLock::into_inner).collect()
+    }
+
+    /// As [`Slots::into_made`], with the positions for which nothing was made.
+    pub(super) fn into_all(self) -> Vec<Option<T>> {
+        self.0.into_iter().map(OnceLock::into_inner).collect()
+    }
 }
 
 #[cfg(test)]

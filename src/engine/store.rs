@@ -22,7 +22,7 @@ use super::entries::StagedManifest;
 use super::ledgers::ledger_of_outputs;
 use super::logs::encode_order;
 use super::output::{CacheEntry, CacheOutput, OutputContent, SourceFile, SourceFolder};
-use super::shares;
+use super::shares::{self, Slots};
 use super::tally::Totals;
 use crate::blob::{Batch, Source};
 use crate::cancel::Cancel;
@@ -32,7 +32,7 @@ use crate::key::TaskDigest;
 use crate::ledger::{Cursor, Ledger, Place, Row, Seen};
 use crate::manifest::{
     BlobRef, LOG_INLINE_BYTES_MAX, LogStream, Logs, Manifest, Node, NodeKind, Origin, OutputPath,
-    PRIVATE_BLOB_MODE, blob_mode,
+    PRIVATE_BLOB_MODE, PathError, blob_mode,
 };
 use crate::parallel;
 use std::os::unix::ffi::OsStrExt;
@@ -43,6 +43,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// So often a store begins anew outside of the lock. Each time somebody must have swept what it had
 /// found.
 const ROUNDS_MAX: usize = 2;
+
+/// The ledger of so many outputs is read while they are shared out.
+const BESIDE_OUTPUTS_MIN: usize = 1000;
 
 /// On a full disk at least this much is made free, in bytes: also index and manifest grow.
 const ROOM_BYTES_MIN: u64 = 1 << 20;
@@ -225,32 +228,39 @@ impl Cache {
         cancel: &Cancel,
     ) -> Result<Prepared<'_, 'e>> {
         let about = workspace.map(|workspace| ledger_of_outputs(workspace, &entry.roots));
-        let ledger = about.map_or_else(Arc::default, |about| self.read_ledger(about));
         let outputs = &entry.outputs;
-        let ingest = Ingest { cache: self, batch, cancel, counts: Counts::default() };
-        let shares = shares::by_folder(outputs.iter().map(CacheOutput::source_path).enumerate());
+        let read_ledger = || about.map_or_else(Arc::default, |about| self.read_ledger(about));
+        let share_out =
+            || shares::by_folder(outputs.iter().map(CacheOutput::source_path).enumerate());
+        let (shares, ledger) = if outputs.len() < BESIDE_OUTPUTS_MIN {
+            (share_out(), read_ledger())
+        } else {
+            parallel::both(share_out, read_ledger)
+        };
+        let nodes = Slots::new(outputs.len());
+        let ingest =
+            Ingest { cache: self, batch, cancel, nodes: &nodes, counts: Counts::default() };
         let workers = parallel::for_each_with(
             &shares,
             outputs.len(),
             || Worker::new(&ledger),
             |worker, share| {
                 let mut folder = None;
-                let mut members = share.members.iter();
-                members.try_for_each(|at| ingest.output(*at, &outputs[*at], &mut folder, worker))
+                let members = share.members.iter().map(|at| &outputs[*at]);
+                let paths = OutputPath::parse_all(members.map(|output| &*output.path));
+                share.members.iter().zip(paths).try_for_each(|(at, path)| {
+                    ingest.output(*at, path, &outputs[*at], &mut folder, worker)
+                })
             },
         )?;
-        let (mut nodes, mut kept, mut fresh) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut kept, mut fresh) = (Vec::new(), Vec::new());
         for worker in workers {
-            nodes.push(worker.nodes);
             kept.extend(worker.kept);
-            fresh.push(worker.fresh);
+            fresh.extend(worker.fresh);
         }
-        let nodes = shares::in_order(outputs.len(), nodes);
-        let fresh = shares::in_order(outputs.len(), fresh);
-        let mut manifest = Manifest::assemble(entry.roots.clone(), nodes)?;
-        manifest.exit_code = entry.exit_code;
-        manifest.duration_ms = entry.duration_ms;
-        manifest.logs = Logs {
+        fresh.sort_unstable_by_key(|(position, _)| *position);
+        let fresh = fresh.into_iter().map(|(_, row)| row).collect();
+        let logs = Logs {
             stdout: ingest.log(&entry.stdout)?,
             stderr: ingest.log(&entry.stderr)?,
             order: encode_order(
@@ -259,14 +269,20 @@ impl Cache {
                 entry.stderr.len() as u64,
             ),
         };
-        manifest.key_parts =
+        let key_parts =
             entry.key_parts.as_deref().map(|parts| ingest.private(parts)).transpose()?;
+        let counts = ingest.counts;
+        let mut manifest = Manifest::assemble(entry.roots.clone(), nodes.into_made())?;
+        manifest.exit_code = entry.exit_code;
+        manifest.duration_ms = entry.duration_ms;
+        manifest.logs = logs;
+        manifest.key_parts = key_parts;
         manifest.origin = Origin {
             stored_at: disk::now(),
             incarnation: self.inner.identity.incarnation(),
             epoch: u64::from(self.inner.identity.epoch_after_writes()),
         };
-        let stored = ingest.counts.stored(&manifest);
+        let stored = counts.stored(&manifest);
         batch.finish()?;
         cancel.check()?;
         let staged = self.stage_manifest(task, &manifest)?;
@@ -308,6 +324,8 @@ struct Ingest<'a> {
     cache: &'a Cache,
     batch: &'a Batch<'a>,
     cancel: &'a Cancel,
+    /// Of the outputs, at their positions.
+    nodes: &'a Slots<Node>,
     counts: Counts,
 }
 
@@ -315,8 +333,6 @@ struct Ingest<'a> {
 struct Worker<'l, 'e> {
     buffer: Vec<u8>,
     cursor: Cursor<'l>,
-    /// With the positions of their outputs.
-    nodes: Vec<(usize, Node)>,
     /// Rows of the ledger that are still right.
     kept: Vec<u32>,
     /// Files that the ledger did not vouch for, with the positions of their outputs.
@@ -325,13 +341,7 @@ struct Worker<'l, 'e> {
 
 impl<'l> Worker<'l, '_> {
     fn new(ledger: &'l Ledger) -> Self {
-        Worker {
-            buffer: Vec::new(),
-            cursor: ledger.cursor(),
-            nodes: Vec::new(),
-            kept: Vec::new(),
-            fresh: Vec::new(),
-        }
+        Worker { buffer: Vec::new(), cursor: ledger.cursor(), kept: Vec::new(), fresh: Vec::new() }
     }
 }
 
@@ -340,13 +350,14 @@ impl<'e> Ingest<'_> {
     fn output(
         &self,
         position: usize,
+        path: Result<OutputPath, PathError>,
         output: &'e CacheOutput,
         folder: &mut Option<SourceFolder>,
         worker: &mut Worker<'_, 'e>,
     ) -> Result<()> {
         self.cancel.check()?;
         let invalid = |reason| Error::InvalidOutput { path: output.path.clone(), reason };
-        let path = OutputPath::parse(&output.path).map_err(|error| invalid(error.0))?;
+        let path = path.map_err(|error| invalid(error.0))?;
         let default_mode = |is_executable| if is_executable { 0o755 } else { 0o644 };
         let buffer = &mut worker.buffer;
         let kind = match &output.content {
@@ -382,7 +393,7 @@ impl<'e> Ingest<'_> {
                 kind
             }
         };
-        worker.nodes.push((position, Node { path, kind }));
+        self.nodes.put(position, Node { path, kind });
         Ok(())
     }
 

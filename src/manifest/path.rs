@@ -62,6 +62,27 @@ impl OutputPath {
         Ok(OutputPath { text: Arc::new(bytes.to_vec()), start: 0, end: bytes.len() as u32 })
     }
 
+    /// Checks several paths, which share one text.
+    pub(crate) fn parse_all<'p>(
+        paths: impl Iterator<Item = &'p Path> + Clone,
+    ) -> Vec<Result<OutputPath, PathError>> {
+        // What is longer than a path may be needs no more to be refused; so the text stays small.
+        let bytes = |path: &'p Path| {
+            let bytes = path.as_os_str().as_bytes();
+            &bytes[..bytes.len().min(PATH_BYTES_MAX + 1)]
+        };
+        let mut text = Vec::new();
+        paths.clone().for_each(|path| text.extend_from_slice(bytes(path)));
+        let text = Arc::new(text);
+        let mut start = 0;
+        let parse = |path| {
+            let part = start..start + bytes(path).len();
+            start = part.end;
+            OutputPath::within(&text, part)
+        };
+        paths.map(parse).collect()
+    }
+
     /// Checks a path that is part of a text of less than 4 GiB, and does not copy it.
     pub(super) fn within(text: &Arc<Vec<u8>>, part: Range<usize>) -> Result<OutputPath, PathError> {
         check(&text[part.clone()])?;

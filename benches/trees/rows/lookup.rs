@@ -3,6 +3,7 @@
 
 use crate::common::random::Random;
 use crate::trees::bench::{Bench, open, remove, task};
+use crate::trees::floor;
 use crate::trees::measure::Samples;
 use crate::trees::options::Scale;
 use crate::trees::report::{Bound, Figure, Line, Report};
@@ -11,6 +12,8 @@ use larder::{
     LocalBackend, TaskDigest,
 };
 use redb::{ConcurrencyMode, Database, ReadableDatabase, TableDefinition};
+use rustix::fd::OwnedFd;
+use rustix::fs::{AtFlags, statat};
 use std::hint::black_box;
 use std::path::Path;
 use std::sync::Arc;
@@ -43,13 +46,14 @@ pub(super) fn lookup(bench: &Bench<'_>, row: &str, report: &mut Report<'_>) {
         (0..task_count).map(|index| task(&format!("absent {index}"))).collect();
     load(&cache, &stored);
     let database = make_database(&folder.join("floor.redb"), &stored);
+    let manifests = floor::open(&folder.join("store/manifests"));
     rustix::fs::sync();
     let mut random = Random(SEED);
     let picks: Vec<usize> = (0..sample_count).map(|_| random.below(task_count)).collect();
     let done = format!("{task_count} tasks, {sample_count} calls");
 
     for (name, tasks, is_stored) in [("hit", &stored, true), ("miss", &absent, false)] {
-        let (mut larder, mut floor) = (Vec::new(), Vec::new());
+        let (mut larder, mut floor, mut with_stat) = (Vec::new(), Vec::new(), Vec::new());
         for batch in picks.chunks(BATCH) {
             time_each(batch, &mut larder, |pick| {
                 let found = cache.lookup(&tasks[pick]).expect("the store can be read");
@@ -58,15 +62,26 @@ pub(super) fn lookup(bench: &Bench<'_>, row: &str, report: &mut Report<'_>) {
             time_each(batch, &mut floor, |pick| {
                 assert_eq!(is_in(&database, &tasks[pick]), is_stored, "this is a {name}");
             });
+            // Others, since the system has just looked at the manifests of those.
+            time_each(batch, &mut with_stat, |pick| {
+                let pick = (pick + task_count / 2) % task_count;
+                assert_eq!(has_manifest(&manifests, &tasks[pick]), is_stored, "this is a {name}");
+                assert_eq!(is_in(&database, &tasks[pick]), is_stored, "this is a {name}");
+            });
         }
         let (larder, floor) = (Samples::new(larder), Samples::new(floor));
         let (larder, floor) = (&larder, &floor);
+        let with_stat = Samples::new(with_stat);
         for (part, bound) in [(0.5, 1.7), (0.99, 3.0)] {
             let measure = &format!("{name}; redb get, p{}", part * 100.0);
             let (bound, figure) = (Bound::Ratio(bound), Figure::Percentile(part));
             let (place, done) = (bench.name, &*done);
             report.add(&Line { place, row, measure, bound, figure, larder, floor, done });
         }
+        let measure = &format!("{name}; stat of manifest, redb get, p50");
+        let (place, bound, figure) = (bench.name, Bound::Information, Figure::Percentile(0.5));
+        let (floor, done) = (&with_stat, &*done);
+        report.add(&Line { place, row, measure, bound, figure, larder, floor, done });
     }
 
     let runtime = Builder::new_multi_thread().worker_threads(WORKERS).build();
@@ -162,6 +177,13 @@ fn make_database(path: &Path, tasks: &[TaskDigest]) -> Database {
     }
     transaction.commit().expect("there is room");
     database
+}
+
+/// A stat of the file that a store has for the task.
+fn has_manifest(manifests: &OwnedFd, task: &TaskDigest) -> bool {
+    let hex = task.to_string();
+    let name = format!("{}/{}", &hex[..2], &hex[2..]);
+    statat(manifests, name, AtFlags::SYMLINK_NOFOLLOW).is_ok()
 }
 
 /// A get in a transaction of its own.

@@ -124,11 +124,21 @@ pub(super) fn in_place(bench: &Bench<'_>, row: &str, report: &mut Report<'_>) {
         let larder: Contender<'_> = Box::new(|| timed(|| restore(&cache, &workspace, options)).0);
         let root = workspace.join(ROOT);
         let floor: Contender<'_> = Box::new(|| timed(|| walk_and_stat(&root, THREADS)).0);
-        let [larder, floor] = take_turns(bench.options.pairs, [larder, floor]);
+        let reading: Contender<'_> = Box::new(|| {
+            timed(|| {
+                floor::hash_files_below(&store.join("manifests"));
+                walk_and_stat(&root, THREADS);
+            })
+            .0
+        });
+        let [larder, floor, reading] = take_turns(bench.options.pairs, [larder, floor, reading]);
         let after = times(&workspace);
         let measure = format!("{mode}; 2 threads: readdir, stat");
         let against = (&*measure, bench.on_ext4(1.3));
         bench.line(report, row, against, (&larder, &floor), &done);
+        let measure = format!("{mode}; the same, reads the manifest");
+        let against = (&*measure, Bound::Information);
+        bench.line(report, row, against, (&larder, &reading), &done);
         let changed = before.iter().zip(&after).filter(|(before, after)| before != after).count()
             + before.len().abs_diff(after.len());
         report.must_be_zero(bench.name, row, &format!("{mode}; names that changed"), changed);

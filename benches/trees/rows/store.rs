@@ -103,13 +103,22 @@ pub(super) fn again(bench: &Bench<'_>, row: &str, report: &mut Report<'_>) {
         let root = &root;
         Box::new(move || timed(|| walk_and_stat(root, threads)).0)
     };
-    let [larder, alone, together] =
-        take_turns(bench.options.pairs, [larder, walk(1), walk(THREADS)]);
+    let with_blobs: Contender<'_> = Box::new(|| {
+        timed(|| {
+            walk_and_stat(&root, THREADS);
+            walk_and_stat(&folder.join("blobs"), THREADS);
+        })
+        .0
+    });
+    let [larder, alone, together, with_blobs] =
+        take_turns(bench.options.pairs, [larder, walk(1), walk(THREADS), with_blobs]);
     let done = &bench.tree.setting;
     let against = ("1 thread: readdir, stat", bench.on_ext4(2.0));
     bench.line(report, row, against, (&larder, &alone), done);
     let against = ("2 threads: readdir, stat", Bound::Information);
     bench.line(report, row, against, (&larder, &together), done);
+    let against = ("the same, and of the store's blobs", Bound::Information);
+    bench.line(report, row, against, (&larder, &with_blobs), done);
     drop(cache);
     remove(&folder);
 }
