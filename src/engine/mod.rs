@@ -245,12 +245,13 @@ impl Cache {
     pub fn maintain_until(&self, cancel: &Cancel) -> Result<()> {
         /// How much rehashing a power cut may cost at most, in time of work.
         const BARRIER_SECONDS: i64 = 300;
-        self.inner.index.flush();
         if let Some(ledgers) = &self.inner.ledgers {
             ledgers.flush();
         }
         let used = self.inner.flush_uses();
         let enforced = self.enforce_limits(used, cancel);
+        // With the rows of what was evicted.
+        self.inner.index.flush();
         let age = disk::now().seconds.saturating_sub(self.inner.identity.barrier_at().seconds);
         // A clock that was set back makes the age negative; then it is time, too.
         let is_time = !(0..BARRIER_SECONDS).contains(&age);

@@ -41,6 +41,8 @@ const ENTRY_BYTES: usize = 32 + 8 + 8 + 8 + 4 + 8 + 8 + 4 + 8 + 4;
 const NEED_BYTES: usize = 8 + 4;
 /// A usual block of a filesystem; only an estimate is made with it.
 const BLOCK_BYTES: u64 = 4096;
+/// Files of up to so many bytes are read and written as a whole.
+const WHOLE_BYTES_MAX: u64 = 1 << 20;
 
 /// What is known of an entry.
 #[derive(Debug, Clone, Copy)]
@@ -60,6 +62,8 @@ pub(super) struct Entry<'a> {
 pub(super) struct References {
     key: [u8; 32],
     file: Option<File>,
+    /// Its contents, where they are few.
+    contents: Vec<u8>,
     /// Offset and length of each block.
     table: Vec<(u64, u64)>,
 }
@@ -71,7 +75,9 @@ struct Writer<'a> {
     name: OsString,
     file: File,
     table: Vec<(u64, u64)>,
-    end: u64,
+    /// What is written, and how much waits behind it: the header first, then whole blocks.
+    written_bytes: u64,
+    waiting: Vec<u8>,
     /// The block under way, behind room for its checksum.
     block: Vec<u8>,
 }
@@ -139,7 +145,7 @@ impl References {
         hasher.update(CONTEXT);
         let key = *hasher.finalize().as_bytes();
         let mut table = Vec::new();
-        let opened = root.open_regular(layout::REFERENCES.as_ref()).and_then(|(file, _)| {
+        let opened = root.open_regular(layout::REFERENCES.as_ref()).and_then(|(file, stat)| {
             let mut header = vec![0; HEADER_BYTES];
             file.read_exact_at(&mut header, 0)?;
             let (words, _) = header.as_chunks::<8>();
@@ -147,9 +153,20 @@ impl References {
             if header.starts_with(MAGIC) {
                 table = numbers[1..].chunks(2).map(|pair| (pair[0], pair[1])).collect();
             }
-            Ok(file)
+            Ok((file, stat.size_bytes))
         });
-        References { key, file: opened.ok(), table }
+        let (file, size_bytes) = opened.map_or((None, 0), |(file, size)| (Some(file), size));
+        References { key, file, contents: Vec::new(), table }.with_contents(size_bytes)
+    }
+
+    /// Reads the whole file, if it is small.
+    fn with_contents(mut self, size_bytes: u64) -> References {
+        if let Some(file) = self.file.as_ref().filter(|_| size_bytes <= WHOLE_BYTES_MAX) {
+            let read = disk::read_exactly(file, size_bytes as usize, &mut self.contents);
+            // Then its blocks are read one by one.
+            read.unwrap_or_else(|_| self.contents.clear());
+        }
+        self
     }
 
     /// Looks at every manifest, and calls `take` for each entry that can be read. Manifests that are
@@ -230,16 +247,28 @@ impl References {
         let Some((offset, length)) = self.table.get(usize::from(number)).copied() else {
             return Vec::new();
         };
-        let read = self.file.as_ref().and_then(|file| {
-            // No memory for a length that only a damaged table claims.
-            let size_bytes = disk::stat_file(file).ok()?.size_bytes;
-            let is_within = offset.checked_add(length).is_some_and(|end| end <= size_bytes);
-            let mut bytes = vec![0; if is_within { length as usize } else { 0 }];
-            file.read_exact_at(&mut bytes, offset).ok()?;
-            let (checksum, entries) = bytes.split_first_chunk::<CHECKSUM_BYTES>()?;
-            (self.checksum(number, entries) == *checksum).then(|| entries.to_vec())
-        });
-        read.unwrap_or_default()
+        self.read_block(offset, length)
+            .filter(|block| {
+                let checked = block.split_first_chunk::<CHECKSUM_BYTES>();
+                checked.is_some_and(|(checksum, rest)| self.checksum(number, rest) == *checksum)
+            })
+            .map(|mut block| block.split_off(CHECKSUM_BYTES))
+            .unwrap_or_default()
+    }
+
+    fn read_block(&self, offset: u64, length: u64) -> Option<Vec<u8>> {
+        let end = offset.checked_add(length)?;
+        if !self.contents.is_empty() {
+            return self.contents.get(offset as usize..end as usize).map(<[u8]>::to_vec);
+        }
+        let file = self.file.as_ref()?;
+        // No memory for a length that only a damaged table claims.
+        if end > disk::stat_file(file).ok()?.size_bytes {
+            return None;
+        }
+        let mut bytes = vec![0; length as usize];
+        file.read_exact_at(&mut bytes, offset).ok()?;
+        Some(bytes)
     }
 
     /// Ends the block under way, if there is one. A writer that fails is given up.
@@ -268,22 +297,33 @@ impl<'a> Writer<'a> {
             name,
             file,
             table: vec![(0, 0); BLOCKS],
-            end: HEADER_BYTES as u64,
+            written_bytes: 0,
+            waiting: vec![0; HEADER_BYTES],
             block: vec![0; CHECKSUM_BYTES],
         })
     }
 
     fn end_block(&mut self, number: u8, checksum: &[u8]) -> io::Result<()> {
         self.block[..CHECKSUM_BYTES].copy_from_slice(checksum);
-        self.file.write_all_at(&self.block, self.end)?;
-        let length = self.block.len() as u64;
-        self.table[usize::from(number)] = (self.end, length);
-        self.end += length;
-        self.block.truncate(CHECKSUM_BYTES);
+        let offset = self.written_bytes + self.waiting.len() as u64;
+        self.table[usize::from(number)] = (offset, self.block.len() as u64);
+        self.waiting.append(&mut self.block);
+        self.block.resize(CHECKSUM_BYTES, 0);
+        if self.waiting.len() as u64 >= WHOLE_BYTES_MAX {
+            self.write_waiting()?;
+        }
         Ok(())
     }
 
-    fn publish(self, key: [u8; 32]) -> io::Result<References> {
+    fn write_waiting(&mut self) -> io::Result<()> {
+        self.file.write_all_at(&self.waiting, self.written_bytes)?;
+        self.written_bytes += self.waiting.len() as u64;
+        self.waiting.clear();
+        Ok(())
+    }
+
+    fn publish(mut self, key: [u8; 32]) -> io::Result<References> {
+        self.write_waiting()?;
         let mut header = MAGIC.to_vec();
         for (offset, length) in &self.table {
             header.extend_from_slice(&offset.to_le_bytes());
@@ -293,7 +333,9 @@ impl<'a> Writer<'a> {
         self.root.rename(&self.name, self.root, layout::REFERENCES.as_ref())?;
         // What is dropped now must not take the name away.
         let file = self.file.try_clone()?;
-        Ok(References { key, file: Some(file), table: self.table.clone() })
+        let references =
+            References { key, file: Some(file), contents: Vec::new(), table: self.table.clone() };
+        Ok(references.with_contents(self.written_bytes))
     }
 }
 

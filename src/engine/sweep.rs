@@ -237,8 +237,7 @@ impl Drop for Sweeper<'_> {
         let _ = self.marking.write_all_at(&MARKING_ENDED, 0);
         let _ = self.marking.set_len(MARKING_HEADER_BYTES);
         if !self.removed.is_empty() {
-            self.cache.inner.index.write_all(&self.removed);
-            self.cache.inner.index.shrink();
+            self.cache.inner.index.note_all(&self.removed);
         }
     }
 }

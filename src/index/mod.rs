@@ -38,6 +38,10 @@ use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockWriteGuard};
 /// What its owner may do with the index.
 const FILE_MODE: u32 = 0o600;
 
+/// So many changes wait at most: enough to make the sync of a commit cheap for each, and few to ask
+/// for again after a kill.
+const WAITING_MAX: usize = 256;
+
 /// One change to the index.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Change {
@@ -157,8 +161,6 @@ impl Index {
     /// queue, or when the index is dropped. Seen by [`Index::get`] at once, by other processes when it
     /// is committed; until then, and if this process is killed before, the manifests answer.
     pub(crate) fn note(&self, change: Change) {
-        /// Enough to make the sync of a commit cheap for each, and few to ask for again after a kill.
-        const WAITING_MAX: usize = 256;
         let is_full = {
             let mut waiting = self.lock_waiting();
             let (task, row) = match change {
@@ -170,6 +172,19 @@ impl Index {
         };
         if is_full {
             self.flush();
+        }
+    }
+
+    /// Notes changes, or commits them at once if they are many. Then looks whether the file is worth
+    /// its size.
+    pub(crate) fn note_all(&self, changes: &[Change]) {
+        if changes.len() < WAITING_MAX {
+            for change in changes {
+                self.note(*change);
+            }
+        } else {
+            self.write_all(changes);
+            self.shrink();
         }
     }
 
@@ -252,7 +267,7 @@ impl Index {
     /// Writes the index anew if it takes many times what its rows need, as it does after most of a
     /// large store was evicted: redb does not give pages back by itself. What others note meanwhile
     /// they ask the manifests for once more.
-    pub(crate) fn shrink(&self) {
+    fn shrink(&self) {
         const BYTES_MIN: u64 = 8 << 20;
         /// Twice what a row takes in a file that was filled in any order.
         const ROW_BYTES: u64 = 400;
