@@ -1,6 +1,6 @@
 //! Shards: every file in a fan-out of folders, `ab/cdef..`, as blobs and manifests lie in one.
 
-use crate::disk::{self, Dir, FileStat, layout::Shard};
+use crate::disk::{self, Dir, FileStat, Listing, layout::Shard};
 use crate::error::{Context, Result};
 use std::ffi::OsStr;
 use std::io;
@@ -29,6 +29,7 @@ pub(crate) fn for_each(
     mut take: impl FnMut(&Found<'_>) -> Result<()>,
 ) -> Result<usize> {
     let mut strangers = 0;
+    let mut listing = Listing::default();
     for (folder_name, _) in parent.entries().context("list", || path)? {
         let place = || path.join(&folder_name);
         let folder = match parent.open_child(&folder_name) {
@@ -40,15 +41,16 @@ pub(crate) fn for_each(
             }
             opened => opened.context("open", place)?,
         };
-        for (name, _) in folder.entries().context("list", place)? {
+        folder.list(&mut listing).context("list", place)?;
+        for (name, _) in listing.iter() {
             let parsed = match (folder_name.to_str(), name.to_str()) {
                 (Some(folder), Some(name)) => Shard::parse(folder, name),
                 _ => None,
             };
-            let stat = folder.stat(&name).context("look at", || place().join(&name))?;
+            let stat = folder.stat(name).context("look at", || place().join(name))?;
             match (parsed, stat) {
                 (Some((digest, mode)), Some(stat)) => {
-                    take(&Found { folder: &folder, name: &name, digest, mode, stat })?;
+                    take(&Found { folder: &folder, name, digest, mode, stat })?;
                 }
                 (None, Some(_)) => strangers += 1,
                 (_, None) => {}

@@ -179,8 +179,14 @@ impl Shard {
             None => (name, 0o444),
             Some((hex, octal)) => (hex, parse_mode(octal)?),
         };
-        let digest: crate::Digest = format!("{folder}{hex}").parse().ok()?;
-        (folder.len() == 2).then_some((*digest.as_bytes(), mode))
+        let (mut digits, length) = ([0; 64], folder.len() + hex.len());
+        if folder.len() != 2 || length != digits.len() {
+            return None;
+        }
+        digits[..2].copy_from_slice(folder.as_bytes());
+        digits[2..].copy_from_slice(hex.as_bytes());
+        let digest: crate::Digest = std::str::from_utf8(&digits).ok()?.parse().ok()?;
+        Some((*digest.as_bytes(), mode))
     }
 }
 
