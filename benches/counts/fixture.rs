@@ -32,7 +32,8 @@ const MODIFIED_SECONDS: u64 = 1_500_000_000;
 const TASKS: usize = 1_000;
 /// Enough lookups for the average to be one of the whole index.
 const LOOKUP_EVERY: usize = 10;
-const MANIFEST_FILES: usize = 2_000;
+/// Below what a second thread is started for.
+const MANIFEST_FILES: usize = 500;
 /// Longer than what a clock may fail to show: files and blobs of this age are proven by their times.
 const SETTLE_TIME: Duration = Duration::from_millis(100);
 

@@ -125,7 +125,7 @@ mod counted {
     }
 
     #[library_benchmark]
-    #[bench::files_2000(args = (), setup = encoded)]
+    #[bench::files_500(args = (), setup = encoded)]
     fn manifest_decode(encoded: Encoded) -> (Manifest, Encoded) {
         (encoded.run(), encoded)
     }
