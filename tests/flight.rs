@@ -476,3 +476,35 @@ fn what_a_command_leaves_behind_at_its_own_end_lives_on() {
     assert!(is_there(left));
     kill_process(Pid::from_raw(left).expect("a process"), Signal::KILL).expect("it is there");
 }
+
+/// Children survive an exec, so whoever starts a server and then becomes `larder` hands it over.
+#[test]
+fn a_command_that_cannot_be_started_is_no_result_and_costs_nobody_elses_children() {
+    let lab = Lab::new();
+    let workspace = lab.path("workspace");
+    common::write(&workspace.join("tool"), b"#!/there/is/no/such/interpreter\n");
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    fs::set_permissions(workspace.join("tool"), mode).expect("it is ours");
+    let script = "sleep 1000 > /dev/null 2>&1 & echo $! > \"$PIDS\"; \
+        exec \"$0\" --store \"$1\" run -i tool --cache-failures -- ./tool";
+    for _ in 0..2 {
+        let output = Command::new("sh")
+            .current_dir(&workspace)
+            .args(["-c", script, env!("CARGO_BIN_EXE_larder")])
+            .arg(lab.store_path())
+            .env("PIDS", lab.path("pids"))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("a shell")
+            .wait_with_output()
+            .expect("it ends");
+        let told = String::from_utf8_lossy(&output.stderr);
+        assert!(matches!(output.status.code(), Some(126 | 127)), "{output:?}");
+        assert!(told.contains("it could not be started") && !told.contains("hit"), "{told}");
+        let server = pids(&lab)[0];
+        assert!(is_there(server), "it is not the command's");
+        kill_process(Pid::from_raw(server).expect("a process"), Signal::KILL).expect("ours");
+    }
+}

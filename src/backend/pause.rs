@@ -5,6 +5,7 @@
 //! thread of ours, started with the first pause, wakes all that sleep.
 
 use std::future::Future;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::sync::{Mutex, PoisonError};
@@ -93,7 +94,8 @@ fn wake_all(asked: &Receiver<Sleeper>) {
         }
         let now = Instant::now();
         for sleeper in sleepers.extract_if(.., |sleeper| sleeper.end <= now) {
-            sleeper.waker.wake();
+            // The others must be woken, too.
+            let _ = catch_unwind(AssertUnwindSafe(|| sleeper.waker.wake()));
         }
     }
 }

@@ -22,8 +22,6 @@ const STORE_FILE: &str = "settings.toml";
 pub(super) struct Settings {
     pub(super) store: PathBuf,
     of_store: Result<OfStore, Failure>,
-    sharing: Sharing,
-    network: Network,
     workspace: WorkspaceFile,
 }
 
@@ -32,6 +30,8 @@ pub(super) struct Settings {
 struct OfStore {
     durability: Durability,
     limits: Limits,
+    sharing: Sharing,
+    network: Network,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -64,7 +64,10 @@ impl OfStore {
             inodes: choose(global.max_inodes, "LARDER_MAX_INODES", file.max_inodes.as_deref())?,
             age: choose(global.max_age, "LARDER_MAX_AGE", file.max_age.as_deref())?,
         };
-        Ok(OfStore { durability: durability?.unwrap_or_default(), limits: limits.into() })
+        let sharing = choose(global.sharing, "LARDER_SHARING", None)?.unwrap_or_default();
+        let network = choose(global.network, "LARDER_NETWORK", None)?.unwrap_or_default();
+        let durability = durability?.unwrap_or_default();
+        Ok(OfStore { durability, limits: limits.into(), sharing, network })
     }
 }
 
@@ -81,15 +84,13 @@ impl Settings {
             Err(_) => Ok(StoreFile::default()),
         };
         let of_store = of_store.and_then(|file| OfStore::choose(global, &file));
-        let sharing = choose(global.sharing, "LARDER_SHARING", None)?.unwrap_or_default();
-        let network = choose(global.network, "LARDER_NETWORK", None)?.unwrap_or_default();
-        Ok(Settings { store, of_store, sharing, network, workspace: file })
+        Ok(Settings { store, of_store, workspace: file })
     }
 
     pub(super) fn cache_options(&self) -> Result<CacheOptions, Failure> {
-        let OfStore { durability, limits } = self.of_store()?;
+        let OfStore { durability, limits, sharing, network } = self.of_store()?;
         let options = CacheOptions::default().with_durability(*durability).with_limits(*limits);
-        Ok(options.with_sharing(self.sharing).with_network(self.network))
+        Ok(options.with_sharing(*sharing).with_network(*network))
     }
 
     pub(super) fn limits(&self) -> Result<Limits, Failure> {

@@ -180,7 +180,13 @@ impl Dir {
                 // Best effort; a repair sweeps what stays.
                 let _ = self.unlink(&unready);
             }
-            let _ = placed?;
+            match placed {
+                // A repair took it for a lock that nobody needs.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                placed => {
+                    let _ = placed?;
+                }
+            }
         }
     }
 

@@ -47,8 +47,15 @@ pub fn destroy(path: &Path) -> Result<()> {
     }
     root.unlink(layout::FORMAT.as_ref()).context("remove", || path.join(layout::FORMAT))?;
     match parent.remove_dir(name) {
-        // A mount point stays, empty.
-        Err(error) if error.kind() == std::io::ErrorKind::ResourceBusy => Ok(()),
+        // A mount point stays, empty; so does what lies in a folder that is not ours to change.
+        Err(error)
+            if matches!(
+                error.kind(),
+                std::io::ErrorKind::ResourceBusy | std::io::ErrorKind::PermissionDenied
+            ) =>
+        {
+            Ok(())
+        }
         removed => removed.map(|_| ()).context("remove", || &path),
     }
 }

@@ -7,7 +7,8 @@
 //!
 //! Invariants:
 //! - What an entry needs is believed only if one stat shows its manifest with the stamp that it had
-//!   when it was decoded. The manifest is the truth.
+//!   when it was decoded, and was not young then: where times are whole seconds, another manifest
+//!   could have the same. The manifest is the truth.
 //! - Each block has a checksum, keyed by incarnation and boot: a damaged block, a file of another
 //!   boot and none at all cost decoding, nothing else.
 //!
@@ -32,8 +33,8 @@ const MAGIC: &[u8; 8] = b"larder-r";
 const CONTEXT: &[u8] = b"larder 2026-11-23 references v1";
 /// One block for each first byte of a task digest.
 const BLOCKS: usize = 256;
-/// Magic, then offset and length of each block.
-const HEADER_BYTES: usize = 8 + BLOCKS * 16;
+/// Magic, the time of the mark, then offset and length of each block.
+const HEADER_BYTES: usize = 8 + 16 + BLOCKS * 16;
 const CHECKSUM_BYTES: usize = 32;
 /// Of an entry, without its needs.
 const ENTRY_BYTES: usize = 32 + 8 + 8 + 8 + 4 + 8 + 8 + 4 + 8 + 4;
@@ -64,6 +65,8 @@ pub(super) struct References {
     file: Option<File>,
     /// Its contents, where they are few.
     contents: Vec<u8>,
+    /// When the mark began that wrote it.
+    written_at: Timestamp,
     /// Offset and length of each block.
     table: Vec<(u64, u64)>,
 }
@@ -74,6 +77,7 @@ struct Writer<'a> {
     root: &'a Dir,
     name: OsString,
     file: File,
+    began: Timestamp,
     table: Vec<(u64, u64)>,
     /// What is written, and how much waits behind it: the header first, then whole blocks.
     written_bytes: u64,
@@ -144,19 +148,21 @@ impl References {
         let mut hasher = blake3::Hasher::new_keyed(&identity.boot_key());
         hasher.update(CONTEXT);
         let key = *hasher.finalize().as_bytes();
-        let mut table = Vec::new();
+        let (mut table, mut written_at) = (Vec::new(), Timestamp { seconds: 0, nanoseconds: 0 });
         let opened = root.open_regular(layout::REFERENCES.as_ref()).and_then(|(file, stat)| {
             let mut header = vec![0; HEADER_BYTES];
             file.read_exact_at(&mut header, 0)?;
             let (words, _) = header.as_chunks::<8>();
             let numbers: Vec<u64> = words.iter().map(|word| u64::from_le_bytes(*word)).collect();
             if header.starts_with(MAGIC) {
-                table = numbers[1..].chunks(2).map(|pair| (pair[0], pair[1])).collect();
+                let nanoseconds = numbers[2] as u32;
+                written_at = Timestamp { seconds: numbers[1].cast_signed(), nanoseconds };
+                table = numbers[3..].chunks(2).map(|pair| (pair[0], pair[1])).collect();
             }
             Ok((file, stat.size_bytes))
         });
         let (file, size_bytes) = opened.map_or((None, 0), |(file, size)| (Some(file), size));
-        References { key, file, contents: Vec::new(), table }.with_contents(size_bytes)
+        References { key, file, contents: Vec::new(), written_at, table }.with_contents(size_bytes)
     }
 
     /// Reads the whole file, if it is small.
@@ -179,20 +185,24 @@ impl References {
     ) -> Result<Scanned> {
         let mut newer_entries = 0;
         // Best effort: on a full disk the next one decodes again.
-        let mut writer = Writer::begin(&cache.inner.root).ok();
+        let now = disk::now();
+        let mut writer = Writer::begin(&cache.inner.root, now).ok();
         let (mut number, mut block, mut known) = (None, Vec::new(), DigestMap::default());
         let mut needs = Vec::new();
         cache.for_each_manifest(|task, folder, name, stat| {
             cancel.check()?;
             let first = task.as_bytes()[0];
             if number != Some(first) {
-                self.end_block(&mut writer, number);
+                self.end_block(&mut writer, number, now);
                 number = Some(first);
                 block = self.block(first);
                 known = positions(&block);
             }
             let found = known.get(&task).and_then(|at| Entry::decode(&block[*at..]));
-            let entry = match found.filter(|(entry, _)| entry.stamp == stat.stamp()) {
+            let is_same = |entry: &Entry<'_>| {
+                entry.stamp == stat.stamp() && !entry.stamp.modified.is_young_at(self.written_at)
+            };
+            let entry = match found.filter(|(entry, _)| is_same(entry)) {
                 Some((entry, _)) => Entry { last_use: LastUse::of(&stat), ..entry },
                 None => match cache.load_manifest(folder, name, &task)? {
                     Loaded::Entry(manifest, stat) => {
@@ -223,7 +233,7 @@ impl References {
             }
             Ok(())
         })?;
-        self.end_block(&mut writer, number);
+        self.end_block(&mut writer, number, now);
         let references = writer.and_then(|writer| writer.publish(self.key).ok());
         Ok(Scanned { newer_entries, references })
     }
@@ -250,7 +260,9 @@ impl References {
         self.read_block(offset, length)
             .filter(|block| {
                 let checked = block.split_first_chunk::<CHECKSUM_BYTES>();
-                checked.is_some_and(|(checksum, rest)| self.checksum(number, rest) == *checksum)
+                checked.is_some_and(|(checksum, rest)| {
+                    self.checksum(number, rest, self.written_at) == *checksum
+                })
             })
             .map(|mut block| block.split_off(CHECKSUM_BYTES))
             .unwrap_or_default()
@@ -272,30 +284,31 @@ impl References {
     }
 
     /// Ends the block under way, if there is one. A writer that fails is given up.
-    fn end_block(&self, writer: &mut Option<Writer<'_>>, number: Option<u8>) {
+    fn end_block(&self, writer: &mut Option<Writer<'_>>, number: Option<u8>, now: Timestamp) {
         if let (Some(under_way), Some(number)) = (writer.as_mut(), number) {
-            let checksum = self.checksum(number, &under_way.block[CHECKSUM_BYTES..]);
+            let checksum = self.checksum(number, &under_way.block[CHECKSUM_BYTES..], now);
             if under_way.end_block(number, &checksum).is_err() {
                 *writer = None;
             }
         }
     }
 
-    fn checksum(&self, number: u8, entries: &[u8]) -> [u8; CHECKSUM_BYTES] {
+    fn checksum(&self, number: u8, entries: &[u8], at: Timestamp) -> [u8; CHECKSUM_BYTES] {
         let mut hasher = blake3::Hasher::new_keyed(&self.key);
-        hasher.update(&[number]).update(entries);
+        hasher.update(&encode_time(at)).update(&[number]).update(entries);
         *hasher.finalize().as_bytes()
     }
 }
 
 impl<'a> Writer<'a> {
-    fn begin(root: &'a Dir) -> io::Result<Writer<'a>> {
+    fn begin(root: &'a Dir, now: Timestamp) -> io::Result<Writer<'a>> {
         let name = OsString::from(format!("{}.{}", layout::REFERENCES, disk::random_name()?));
         let file = root.create_new(&name, 0o600)?;
         Ok(Writer {
             root,
             name,
             file,
+            began: now,
             table: vec![(0, 0); BLOCKS],
             written_bytes: 0,
             waiting: vec![0; HEADER_BYTES],
@@ -325,6 +338,7 @@ impl<'a> Writer<'a> {
     fn publish(mut self, key: [u8; 32]) -> io::Result<References> {
         self.write_waiting()?;
         let mut header = MAGIC.to_vec();
+        header.extend_from_slice(&encode_time(self.began));
         for (offset, length) in &self.table {
             header.extend_from_slice(&offset.to_le_bytes());
             header.extend_from_slice(&length.to_le_bytes());
@@ -333,8 +347,9 @@ impl<'a> Writer<'a> {
         self.root.rename(&self.name, self.root, layout::REFERENCES.as_ref())?;
         // What is dropped now must not take the name away.
         let file = self.file.try_clone()?;
+        let (written_at, table) = (self.began, self.table.clone());
         let references =
-            References { key, file: Some(file), contents: Vec::new(), table: self.table.clone() };
+            References { key, file: Some(file), contents: Vec::new(), written_at, table };
         Ok(references.with_contents(self.written_bytes))
     }
 }
@@ -355,6 +370,13 @@ fn positions(block: &[u8]) -> DigestMap<TaskDigest, usize> {
         rest = more;
     }
     positions
+}
+
+fn encode_time(time: Timestamp) -> [u8; 16] {
+    let mut bytes = [0; 16];
+    bytes[..8].copy_from_slice(&time.seconds.to_le_bytes());
+    bytes[8..12].copy_from_slice(&time.nanoseconds.to_le_bytes());
+    bytes
 }
 
 fn encode_need(tag: u64, blocks: u64) -> [u8; NEED_BYTES] {
@@ -410,6 +432,8 @@ mod tests {
             manifests.push(cache.manifest_path(&task));
         }
         let open = || References::open(&cache.inner.root, &cache.inner.identity);
+        // What is young is decoded again.
+        std::thread::sleep(std::time::Duration::from_millis(50));
         let (decoded, scanned) = scan(&open(), &cache);
         assert_eq!(decoded.len(), 20);
         assert_eq!(decoded.values().map(|(_, needs)| needs.len()).sum::<usize>(), 19 * 20 / 2);
@@ -434,6 +458,16 @@ mod tests {
         }
 
         let path = cache.path().join(layout::REFERENCES);
+        let task = TaskDigest::derive("", "5").expect("a key");
+        let mut replaced = CacheEntry::new(0, 5);
+        replaced.outputs.push(CacheOutput::bytes("other", b"contents"));
+        cache.store(&task, &replaced, &Cancel::new()).expect("stored");
+        let (known, _) = scan(&open(), &cache);
+        fs::remove_file(&path).expect("the references");
+        let (decoded_anew, _) = scan(&open(), &cache);
+        assert!(known == decoded_anew && known != decoded, "the entry of now");
+        let decoded = known;
+
         let image = fs::read(&path).expect("the references");
         for position in (0..image.len()).step_by(7) {
             let mut damaged = image.clone();

@@ -14,10 +14,10 @@ pub(super) struct Worth {
 }
 
 impl Worth {
-    /// Time of work that the entry is expected to save, for each byte that it takes:
+    /// Time of work that the entry is expected to save, for each block that it takes:
     ///
     /// ```text
-    /// (duration + 50 ms) * (uses + 1) / (age + 30 min) / bytes
+    /// (duration + 50 ms) * (uses + 1) / (age + 30 min) / blocks
     /// ```
     ///
     /// Uses divided by age is hyperbolic caching (Blankstein, Sen, Freedman: Hyperbolic Caching, ATC

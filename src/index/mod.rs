@@ -175,14 +175,21 @@ impl Index {
         }
     }
 
-    /// Notes changes, or commits them at once if they are many. Then looks whether the file is worth
-    /// its size.
+    /// Notes changes; if they are many, commits them at once and looks whether the file is worth its
+    /// size.
     pub(crate) fn note_all(&self, changes: &[Change]) {
         if changes.len() < WAITING_MAX {
             for change in changes {
                 self.note(*change);
             }
         } else {
+            // What waits is older.
+            let mut waiting = self.lock_waiting();
+            for change in changes {
+                let (Change::Put(task, _) | Change::Remove(task)) = change;
+                waiting.remove(task);
+            }
+            drop(waiting);
             self.write_all(changes);
             self.shrink();
         }
@@ -259,7 +266,9 @@ impl Index {
 
     /// Removes the index, so that the next use makes a new one.
     pub(crate) fn discard(&self) {
-        self.close(&mut self.lock_state());
+        // Nobody opens it between the two.
+        let _lock = self.seal.lock();
+        self.close_locked(&mut self.lock_state());
         // Best effort: rows are checked one by one in any case.
         let _ = self.root.unlink(layout::INDEX.as_ref());
     }
@@ -466,6 +475,12 @@ impl Index {
     /// Closes the database, which writes to its file; a damaged one may panic even then. Only a file
     /// that was well before, and closed well, is sealed again.
     fn close(&self, state: &mut State) {
+        let _lock = matches!(state, State::Open { .. }).then(|| self.seal.lock());
+        self.close_locked(state);
+    }
+
+    /// As [`Index::close`], for one who has the index's lock.
+    fn close_locked(&self, state: &mut State) {
         if matches!(state, State::Unused) {
             return;
         }
@@ -473,7 +488,6 @@ impl Index {
         if !matches!(old, State::Open { .. }) {
             return;
         }
-        let _lock = self.seal.lock();
         let was_sealed = self.seal.fits();
         let closed = catch_unwind(AssertUnwindSafe(|| drop(old)));
         if was_sealed && closed.is_ok() {

@@ -15,7 +15,7 @@ use larder::Flight;
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::io::Errno;
 use rustix::net::{self, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
-use rustix::process::{getpid, set_child_subreaper};
+use rustix::process::{Pid, getpid, set_child_subreaper};
 use std::ffi::{OsStr, OsString};
 use std::io::{self, IoSlice, Write};
 use std::mem::MaybeUninit;
@@ -32,6 +32,8 @@ pub(super) struct Child {
     /// To the supervisor, until the command has ended.
     line: Option<UnixStream>,
     id: i32,
+    /// Children that are none of the command's.
+    earlier: Vec<Pid>,
 }
 
 impl Child {
@@ -50,10 +52,11 @@ impl Child {
         let Some(group) = supervisor::own_group() else {
             let process = prepare(Command::new(&line[0]).args(&line[1..]).stdin(Stdio::null()))?;
             let id = process.id() as i32;
-            return Ok(Child { process, line: None, id });
+            return Ok(Child { process, line: None, id, earlier: Vec::new() });
         };
         // Without it, what a killed supervisor leaves behind outlives us, and nothing else is lost.
         let _ = set_child_subreaper(Some(getpid()));
+        let earlier = supervisor::earlier_children();
         let (ours, theirs) = UnixStream::pair()?;
         hand_over(&ours, turn)?;
         let mut command = Command::new(SELF);
@@ -64,7 +67,7 @@ impl Child {
         let process = prepare(&mut command)?;
         // It has their end of the socket, too.
         drop(command);
-        let mut child = Child { process, line: Some(ours), id: 0 };
+        let mut child = Child { process, line: Some(ours), id: 0, earlier };
         // None if the command cannot be started; then the supervisor's status says so.
         child.id = child.hear(RecvFlags::empty())?.unwrap_or(0);
         Ok(child)
@@ -124,7 +127,10 @@ impl Child {
             return Ok(ExitStatus::from_raw(raw));
         }
         let status = self.process.wait()?;
-        supervisor::end_children();
+        // It was killed, and what it looked after is ours now. Else there is nothing left.
+        if status.signal().is_some() {
+            supervisor::end_all_but(&self.earlier);
+        }
         Ok(status)
     }
 }

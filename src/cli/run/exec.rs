@@ -141,10 +141,11 @@ pub(super) fn run(
     let mut child = Child::start(command, directory, (turn::VARIABLE, above), turn)?;
     watcher.attach(child.id());
     let mut tee = Tee::default();
-    let status = tee.run(&mut child);
+    let status = tee.run(&mut child, watcher);
     watcher.detach();
     let status = status?;
     let objection = match () {
+        () if child.id() == 0 => Some("it could not be started"),
         () if watcher.was_signalled() || status.signal().is_some() => Some("it was interrupted"),
         () if tee.is_reader_gone => Some("nobody read its output to the end"),
         () if tee.is_too_long => Some("it wrote more than 64 MiB"),
@@ -188,7 +189,8 @@ struct Tee {
 }
 
 impl Tee {
-    fn run(&mut self, child: &mut Child) -> io::Result<ExitStatus> {
+    fn run(&mut self, child: &mut Child, watcher: &Watcher) -> io::Result<ExitStatus> {
+        const PAUSE: Duration = Duration::from_millis(20);
         let (sender, pieces) = mpsc::sync_channel::<(Stream, Vec<u8>)>(16);
         let (stdout, stderr) = child.streams().ok_or(io::ErrorKind::BrokenPipe)?;
         let other = sender.clone();
@@ -196,8 +198,9 @@ impl Tee {
         thread::spawn(move || pump(stderr, Stream::Stderr, &other));
         // The command's status, and since when it is known.
         let mut ended: Option<(ExitStatus, Instant)> = None;
+        let mut looked_at = Instant::now();
         loop {
-            match pieces.recv_timeout(Duration::from_millis(20)) {
+            match pieces.recv_timeout(PAUSE) {
                 Ok((stream, bytes)) => {
                     self.keep(stream, &bytes);
                     if !forward(stream, &bytes) {
@@ -210,14 +213,26 @@ impl Tee {
                 }
                 // Both streams are at their end.
                 Err(RecvTimeoutError::Disconnected) => break,
-                Err(RecvTimeoutError::Timeout) => match ended {
-                    None => ended = child.try_wait()?.map(|status| (status, Instant::now())),
-                    Some((_, since)) if since.elapsed() > LINGER => {
-                        self.has_lingerer = true;
-                        break;
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+            // Also while somebody goes on writing.
+            if looked_at.elapsed() < PAUSE {
+                continue;
+            }
+            looked_at = Instant::now();
+            match ended {
+                None => {
+                    ended = child.try_wait()?.map(|status| (status, Instant::now()));
+                    if ended.is_some() {
+                        // Its number may soon be another's.
+                        watcher.detach();
                     }
-                    Some(_) => {}
-                },
+                }
+                Some((_, since)) if since.elapsed() > LINGER => {
+                    self.has_lingerer = true;
+                    break;
+                }
+                Some(_) => {}
             }
         }
         ended.map_or_else(|| child.wait(), |(status, _)| Ok(status))

@@ -16,7 +16,7 @@ use rustix::io::Errno;
 use rustix::net::{self, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
 use rustix::process::{
     Pid, Signal, WaitId, WaitIdOptions, WaitOptions, getpid, kill_process, set_child_subreaper,
-    wait, waitid,
+    wait, waitid, waitpid,
 };
 use signal_hook::consts::{SIGALRM, SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2};
 use std::ffi::{OsStr, OsString};
@@ -28,9 +28,9 @@ use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// The first argument of this program when it is to be a supervisor; then come the process group
 /// for the command, or 0, and the command.
@@ -73,13 +73,21 @@ fn supervise(
     if group != 0 {
         command.process_group(group);
     }
+    // Before the command, since it may not be had.
+    let (started, command_started) = mpsc::channel();
+    let mut status_line = line.try_clone()?;
+    thread::Builder::new().spawn(move || {
+        if let Ok(child) = command_started.recv() {
+            wait_for_all(child, &mut status_line);
+        }
+    })?;
     let child = command.spawn()?.id() as i32;
     // From here on nothing fails. What the command writes ends when nobody of its own can write.
     let _ = rustix::stdio::dup2_stdout(&nowhere);
     let _ = rustix::stdio::dup2_stderr(&nowhere);
     // If nobody listens, the read below ends.
     let _ = line.write_all(&child.to_ne_bytes());
-    thread::spawn(move || wait_for_all(child, &mut line));
+    let _ = started.send(child);
     let mut answer = [0];
     loop {
         match answers.read(&mut answer) {
@@ -138,8 +146,38 @@ fn wait_for_all(command: i32, line: &mut UnixStream) {
     }
 }
 
+/// Kills what a supervisor that was killed left to us: all children but those that we had before.
+/// Waits until they are gone, but not for ever for one that we may not kill.
+pub(super) fn end_all_but(earlier: &[Pid]) {
+    const PATIENCE: Duration = Duration::from_secs(5);
+    let began = Instant::now();
+    while began.elapsed() < PATIENCE {
+        let left: Vec<Pid> = children().filter(|child| !earlier.contains(child)).collect();
+        if left.is_empty() {
+            return;
+        }
+        for child in left {
+            let _ = kill_process(child, Signal::KILL);
+            let _ = waitpid(Some(child), WaitOptions::NOHANG);
+        }
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// The children that this process has of its first thread (proc(5), `children`): those that it had
+/// before it became this program.
+pub(super) fn earlier_children() -> Vec<Pid> {
+    let own = Pid::as_raw(Some(getpid()));
+    let numbers = fs::read_to_string(format!("/proc/self/task/{own}/children"));
+    let numbers = numbers.unwrap_or_default();
+    numbers
+        .split_ascii_whitespace()
+        .filter_map(|number| Pid::from_raw(number.parse().ok()?))
+        .collect()
+}
+
 /// Kills all children, and those who become ours by that, and waits until there are none.
-pub(super) fn end_children() {
+fn end_children() {
     let mut pause = Duration::from_millis(1);
     loop {
         {
@@ -175,10 +213,9 @@ fn children() -> impl Iterator<Item = Pid> {
 }
 
 fn is_supervisor(place: &Path) -> bool {
+    // Also one of another version, or another installation.
     let arguments = fs::read(place.join("cmdline")).unwrap_or_default();
-    let program = |path: &Path| fs::read_link(path).ok();
     arguments.split(|byte| *byte == 0).nth(1) == Some(OsStr::new(WORD).as_bytes())
-        && program(&place.join("exe")) == program(Path::new(SELF))
 }
 
 /// Our process group; 0 if it cannot be named in our pid namespace, `None` if there is no `/proc`.
