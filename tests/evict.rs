@@ -405,6 +405,45 @@ fn a_full_disk_evicts_once_and_goes_on() {
     assert_eq!(cache.stats().expect("stats").entries, before);
 }
 
+/// Whatever runs out first, room or inodes, with a limit and without one.
+#[test]
+fn a_small_ext4_goes_on_and_keeps_its_limits() {
+    let Some(small) = common::Small::mount_ext4(64 << 20, 1_300) else {
+        return;
+    };
+    let store_path = small.path().join("store");
+    let mut limits = at_most(24 << 20);
+    limits.inodes_max = Some(250);
+    let options = CacheOptions::default().with_limits(limits);
+    let cache = Cache::open(&store_path, options).expect("opens");
+    for number in 0..300 {
+        store(&cache, &number.to_string(), number, 1000);
+        cache.maintain().expect("kept");
+        let usage = cache.usage().expect("usage");
+        assert!(usage.size_bytes <= 24 << 20 && usage.inodes <= 250, "{usage:?}");
+    }
+    assert!(is_there(&cache, "299"));
+    assert_clean(&cache);
+    drop(cache);
+
+    let cache = Cache::open(&store_path, unlimited()).expect("opens");
+    for number in 0..1_000 {
+        // Inodes run out, at less than 20 MiB.
+        let mut entry = CacheEntry::new(0, 1000);
+        entry.outputs.push(CacheOutput::bytes("out", noise(2000 + number, 10)));
+        cache.store(&task(&format!("small {number}")), &entry, &Cancel::new()).expect("stored");
+    }
+    assert!(is_there(&cache, "small 999"));
+    for number in 0..40 {
+        // Room runs out.
+        let mut entry = CacheEntry::new(0, 1000);
+        entry.outputs.push(CacheOutput::bytes("out", noise(4000 + number, 5 << 20)));
+        cache.store(&task(&format!("large {number}")), &entry, &Cancel::new()).expect("stored");
+    }
+    assert!(is_there(&cache, "large 39"));
+    assert_clean(&cache);
+}
+
 /// A store finds a blob of another entry; that entry, and the blob with it, goes before the store
 /// commits.
 #[test]

@@ -226,12 +226,34 @@ impl Small {
             skip("mounting a small filesystem needs root");
             return None;
         }
-        let folder = tempfile::tempdir().expect("a temporary folder");
-        let mounted = Command::new("mount")
-            .args(["-t", kind, "-o", options, kind])
-            .arg(folder.path())
+        Small::mount_device(kind, options, Path::new(kind))
+    }
+
+    /// An ext4 of so many bytes and inodes, in a file.
+    pub(crate) fn mount_ext4(size_bytes: u64, inodes: u32) -> Option<Small> {
+        if !is_root() {
+            skip("mounting a small filesystem needs root");
+            return None;
+        }
+        // The mount keeps the image when its name is gone.
+        let image = tempfile::NamedTempFile::new().expect("a temporary file");
+        image.as_file().set_len(size_bytes).expect("a sparse file");
+        let made = Command::new("mkfs.ext4")
+            .args(["-q", "-F", "-N", &inodes.to_string()])
+            .arg(image.path())
             .status();
-        if !mounted.is_ok_and(|status| status.success()) {
+        if !made.is_ok_and(|status| status.success()) {
+            skip("there is no mkfs.ext4");
+            return None;
+        }
+        Small::mount_device("ext4", "loop", image.path())
+    }
+
+    fn mount_device(kind: &str, options: &str, device: &Path) -> Option<Small> {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let mut mount = Command::new("mount");
+        mount.args(["-t", kind, "-o", options]).arg(device).arg(folder.path());
+        if !mount.status().is_ok_and(|status| status.success()) {
             skip("a small filesystem cannot be mounted here");
             return None;
         }
