@@ -312,6 +312,21 @@ fn what_is_linked_gives_nothing_back_and_is_said_to() {
     );
 }
 
+/// What many entries share is free only when the last of them goes, so the first choice is too small.
+#[test]
+fn entries_that_share_much_go_until_it_is_enough() {
+    let lab = Lab::with(unlimited());
+    for number in 0..40 {
+        let mut entry = entry(number, 1000);
+        entry.outputs.push(CacheOutput::bytes("out/shared", noise(99, 8 << 20)));
+        lab.cache.store(&task(&number.to_string()), &entry, &Cancel::new()).expect("stored");
+    }
+    let limit_bytes = 10 << 20;
+    let evicted = evict(&lab.cache, at_most(limit_bytes));
+    assert!(evicted.usage.size_bytes <= limit_bytes / 10 * 9 + ENTRY_BYTES, "{evicted:?}");
+    assert!((1..40).contains(&evicted.usage.entries), "{evicted:?}");
+}
+
 #[test]
 fn blobs_of_outputs_that_are_held_stay() {
     let lab = Lab::with(unlimited());

@@ -21,7 +21,7 @@ use super::mark::{Counts, tag_of};
 use super::references::{Entry, References};
 use super::tally::Totals;
 use crate::cancel::Cancel;
-use crate::digest::Digest;
+use crate::digest::{Digest, DigestSet};
 use crate::disk::{self, Dir, FileStat, Lock, LockMode, Stamp, Timestamp, layout};
 use crate::error::{Context, Result};
 use crate::index::Change;
@@ -84,8 +84,8 @@ pub(super) struct Sweeper<'a> {
     references: References,
     /// Whether they are of this mark.
     is_written: bool,
-    /// Rows of the index that speak of entries which are gone.
-    removed: Vec<Change>,
+    /// Entries that are gone, though references and index still speak of them.
+    removed: DigestSet<TaskDigest>,
 }
 
 impl Cache {
@@ -132,7 +132,7 @@ impl Cache {
             newer_entries: 0,
             references: References::open(root, &self.inner.identity),
             is_written: false,
-            removed: Vec::new(),
+            removed: DigestSet::default(),
         }))
     }
 
@@ -237,7 +237,8 @@ impl Drop for Sweeper<'_> {
         let _ = self.marking.write_all_at(&MARKING_ENDED, 0);
         let _ = self.marking.set_len(MARKING_HEADER_BYTES);
         if !self.removed.is_empty() {
-            self.cache.inner.index.note_all(&self.removed);
+            let rows: Vec<Change> = self.removed.iter().copied().map(Change::Remove).collect();
+            self.cache.inner.index.note_all(&rows);
         }
     }
 }
@@ -257,13 +258,16 @@ impl Sweeper<'_> {
         Ok(())
     }
 
-    /// Calls `take` for each entry, with what its removal would give back: the blocks of its blobs in
+    /// Calls `take` for each entry that we have not removed, with what its removal would give back: the blocks of its blobs in
     /// bytes, and their number, each divided by the number of those who need it.
     pub(super) fn for_each_entry(
         &self,
         mut take: impl FnMut(&Entry<'_>, (u64, f64)),
     ) -> Result<()> {
         let take = |entry: &Entry<'_>| {
+            if self.removed.contains(&entry.task) {
+                return;
+            }
             let mut share = (entry.manifest_bytes, 1.0);
             for (tag, bytes) in entry.needs() {
                 let count = self.counts.get(tag).max(1);
@@ -349,7 +353,7 @@ impl Sweeper<'_> {
                 if !cache.is_manifest(&task, stat.stamp())? || !cache.unlink_manifest(&task)? {
                     continue;
                 }
-                self.removed.push(Change::Remove(task));
+                self.removed.insert(task);
                 swept.entries += 1;
                 swept.freed_bytes += stat.allocated_bytes;
                 gone.entries += 1;
