@@ -13,7 +13,8 @@
 # that can stand for: it knows AVX2, so BLAKE3's code for AVX-512 is never counted. The file
 # says with what it was recorded; with anything else, they are skipped. Each is followed by how far it
 # may be off: tables with random seeds move it, and so do the lengths of paths in the program, by
-# which copies of memory are aligned one way or another.
+# which copies of memory are aligned one way or another, and the processor's caches, by whose sizes
+# the C library chooses how it copies (the same program and paths: 1.4 % between two machines).
 #
 # System calls are those of `larder` that name something in the store or the workspace, by path or
 # by handle. What the program does for itself is left out: memory (mmap, brk), threads (futex,
@@ -144,7 +145,7 @@ else
         BEGIN {
             off["lookup_100"] = off["digest_inputs"] = "1%"
             off["restore"] = "2%"
-            off["manifest_decode"] = "0.01%"
+            off["manifest_decode"] = "3%"
         }
         /^totals:/ {
             name = FILENAME
