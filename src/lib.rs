@@ -62,6 +62,7 @@ mod manifest;
 mod options;
 mod parallel;
 mod shards;
+mod steps;
 
 pub use backend::{
     BackendError, BackendResult, BuildGuard, CacheBackend, CacheLookupResult, CachePolicy,

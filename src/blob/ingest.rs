@@ -16,6 +16,7 @@ use crate::digest::{Digest, DigestSet};
 use crate::disk::{self, FileStat, Placed, Stamp, Timestamp, layout::Shard};
 use crate::error::{Context, Error, Result};
 use crate::options::{Durability, VerifyLevel};
+use crate::steps::{Step, is_left_out};
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::hash::BuildHasherDefault;
@@ -277,7 +278,8 @@ impl Batch<'_> {
         let is_here = matches!(proof, Proof::Intact(_));
         if is_here && self.durability == Durability::Durable {
             let slot = self.blobs.stamps.get(view, digest, mode);
-            if !slot.is_some_and(|slot| self.blobs.identity.is_synced(slot.epoch)) {
+            let is_synced = slot.is_some_and(|slot| self.blobs.identity.is_synced(slot.epoch));
+            if !is_synced && !is_left_out(Step::SyncFound) {
                 lock(&self.unsynced).push((*digest, mode));
             }
         }
@@ -339,12 +341,12 @@ impl Batch<'_> {
             Entry { digest, mode, stamp, epoch }
         };
         self.blobs.stamps.put(&published.iter().map(entry).collect::<Vec<_>>());
-        if self.durability == Durability::Relaxed {
+        if self.durability == Durability::Relaxed || is_left_out(Step::SyncFirst) {
             return Ok(());
         }
         let names = published.iter().map(|blob| (blob.digest, blob.mode));
         let names: Vec<(Digest, u32)> = names.chain(unsynced).collect();
-        if names.len() > SYNC_EACH_MAX {
+        if names.len() > SYNC_EACH_MAX && !is_left_out(Step::SyncBlobs) {
             return self.blobs.identity.sync_until(epoch);
         }
         names.iter().try_for_each(|(digest, mode)| self.blobs.sync_blob(digest, *mode))?;
@@ -369,16 +371,25 @@ impl BlobStore {
         let Some(blob) = self.open_blob(digest, mode)? else {
             return Ok(()); // Swept meanwhile; the store looks again before it commits.
         };
+        if is_left_out(Step::SyncBlobs) {
+            return Ok(());
+        }
         let synced = blob.file.sync_all();
         if synced.is_err() {
             // It must not be found again: the next sync would succeed without having written
             // anything. Best effort on a disk that fails already.
             let _ = self.quarantine(digest, mode, None);
         }
+        if is_left_out(Step::FailWithSync) {
+            return Ok(());
+        }
         synced.context("sync", || self.blob_path(digest, mode))
     }
 
     fn sync_folders(&self, names: &[(Digest, u32)]) -> Result<()> {
+        if is_left_out(Step::SyncFolders) {
+            return Ok(());
+        }
         let folders: BTreeSet<u8> = names.iter().map(|(digest, _)| digest.as_bytes()[0]).collect();
         for first in folders {
             let mut digest = [0; 32];
@@ -435,7 +446,7 @@ fn finish(file: &File, mode: u32, modified: Option<Timestamp>) -> io::Result<Fil
 
 fn check_unchanged(file: &File, before: &FileStat, path: &Path) -> Result<()> {
     let after = disk::stat_file(file).context("look at", || path)?;
-    if after.is_unchanged_since(before) {
+    if after.is_unchanged_since(before) || is_left_out(Step::CompareSources) {
         return Ok(());
     }
     Err(Error::SourceChanged { path: path.to_path_buf() })

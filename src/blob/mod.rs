@@ -33,6 +33,7 @@ use crate::disk::{self, Capabilities, Dir, FileStat, Stamp, layout, layout::Shar
 use crate::error::{Context, Result};
 use crate::identity::Identity;
 use crate::shards;
+use crate::steps::{Step, is_left_out};
 use staging::Staging;
 use stamps::{Entry, Slot, StampTable};
 
@@ -266,7 +267,8 @@ impl BlobStore {
     ) -> bool {
         stat.mode == self.inode_mode(mode)
             && slot.is_some_and(|slot| {
-                self.stamps.fits(&slot, digest, mode, stat.stamp())
+                (self.stamps.fits(&slot, digest, mode, stat.stamp())
+                    || is_left_out(Step::CompareStamps))
                     && (view.trust.covers(slot.epoch) || self.identity.is_trusted(slot.epoch))
             })
     }

@@ -13,6 +13,7 @@ use super::listing::Listing;
 use super::sharing::Access;
 use super::stat::{FileKind, FileStat, Timestamp};
 use super::system::random_name;
+use crate::steps::{Step, is_left_out};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, RenameFlags, ResolveFlags};
 use rustix::io::Errno;
 use std::ffi::{CStr, OsStr, OsString};
@@ -530,8 +531,11 @@ impl Dir {
     /// One openat2 call for a whole path; `None` where that call is not to be had.
     #[cfg(target_os = "linux")]
     fn open_resolved(&self, path: &Path, flags: OFlags) -> io::Result<Option<OwnedFd>> {
-        let resolve =
+        let mut resolve =
             ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+        if is_left_out(Step::StayBeneath) {
+            resolve = ResolveFlags::empty();
+        }
         if !self.capabilities.openat2 {
             return Ok(None);
         }

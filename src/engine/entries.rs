@@ -16,6 +16,7 @@ use crate::key::TaskDigest;
 use crate::manifest::{DecodeError, Manifest, Root};
 use crate::options::Durability;
 use crate::shards;
+use crate::steps::{Step, is_left_out};
 use std::ffi::OsStr;
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -148,7 +149,7 @@ impl Cache {
             let now = disk::now();
             disk::set_times(&staged.file, LastUse::never(now), now)?;
             self.inner.manifests.admit(&staged.file, MANIFEST_FILE_MODE)?;
-            if is_durable {
+            if is_durable && !is_left_out(Step::SyncManifests) {
                 staged.file.sync_all()?;
             }
             disk::stat_file(&staged.file)
@@ -198,6 +199,9 @@ impl Cache {
     ) -> Result<()> {
         if self.inner.options.durability == Durability::Durable {
             let shard = Shard::of_manifest(task.as_bytes());
+            if is_left_out(Step::SyncFirst) {
+                self.inner.identity.raise_barrier()?;
+            }
             let synced = self.sync_folder(&shard).and_then(|()| self.inner.manifests.sync());
             if synced.is_err() {
                 // Not durable, so not stored. Best effort on a disk that fails already.
@@ -210,6 +214,9 @@ impl Cache {
     }
 
     fn sync_folder(&self, shard: &Shard) -> io::Result<()> {
+        if is_left_out(Step::SyncFolders) {
+            return Ok(());
+        }
         self.inner.manifests.open_child(shard.folder())?.sync()
     }
 

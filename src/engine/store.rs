@@ -35,6 +35,7 @@ use crate::manifest::{
     PRIVATE_BLOB_MODE, PathError, blob_mode,
 };
 use crate::parallel;
+use crate::steps::{Step, is_left_out};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -138,7 +139,8 @@ impl Cache {
                         Some(section) => section,
                         None => self.enter(LockMode::Shared, cancel)?,
                     };
-                    if sweeps.is_none() || sweeps != self.sweeps() {
+                    let may_be_swept = sweeps.is_none() || sweeps != self.sweeps();
+                    if may_be_swept && !is_left_out(Step::LookAgain) {
                         if !batch.recheck(&|| !cancel.is_cancelled())? {
                             return Ok(None);
                         }

@@ -19,6 +19,7 @@ use crate::manifest::{Node, NodeKind, blob_mode};
 use crate::options::{
     LINK_BYTES_MIN, LinkMode, MtimeMode, PRIVATE_SUFFIXES, RestoreOptions, VerifyLevel,
 };
+use crate::steps::{Step, is_left_out};
 use std::ffi::OsStr;
 use std::io::{self, Write};
 use std::sync::OnceLock;
@@ -298,7 +299,7 @@ impl<'a> Materializer<'a> {
                 read => read.context("read", || self.blob_path(file))?,
             }
             let actual = Digest::of(buffer);
-            if actual != file.digest {
+            if actual != file.digest && !is_left_out(Step::CompareDigests) {
                 return Err(self.damaged(file, Some(actual), &blob));
             }
             let mut target = create(file, dir, name)?;
@@ -311,7 +312,9 @@ impl<'a> Materializer<'a> {
         });
         match copied {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => Err(Error::Cancelled),
-            Ok(actual) if actual != file.digest => Err(self.damaged(file, Some(actual), &blob)),
+            Ok(actual) if actual != file.digest && !is_left_out(Step::CompareDigests) => {
+                Err(self.damaged(file, Some(actual), &blob))
+            }
             copied => {
                 copied.context("copy to", || &file.node.path)?;
                 self.finish(file, &target)

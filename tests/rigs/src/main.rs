@@ -1,0 +1,33 @@
+//! Rigs that try to break Larder's guarantees, and the processes that they start.
+//!
+//! `larder-rigs RIG [--seed N] [--count N] [--directory DIR] [--leave-out STEP]` runs one rig until it
+//! has done so much, and ends with one line of figures ([`report`]). The exit status is 1 if a
+//! guarantee was broken, 3 if the rig cannot work here (a failure where `REQUIRE_RIGS=1`).
+//!
+//! Two more words are for the rigs themselves: `work` is a process that uses a store and tells what it
+//! does, `check` one that reads a store back and compares it with what was told.
+
+mod check;
+mod options;
+mod report;
+mod tale;
+mod work;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let mut words = std::env::args().skip(1);
+    let rig = words.next().unwrap_or_default();
+    let ended = options::Options::parse(words).and_then(|options| match rig.as_str() {
+        "work" => work::work(&options),
+        "check" => check::check(&options),
+        _ => Err(format!("there is no rig {rig:?}").into()),
+    });
+    match ended {
+        Ok(report) => report.finish(&rig),
+        Err(error) => {
+            eprintln!("{rig}: {error}");
+            ExitCode::from(2)
+        }
+    }
+}

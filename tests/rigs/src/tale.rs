@@ -1,0 +1,109 @@
+//! The tale of a run: what the processes that worked on a store said, in the order in which it was
+//! heard, and what may be in the store after it was cut short.
+//!
+//! One line an event: `begin store KEY VERSION`, `done store KEY VERSION`, the same with `remove KEY 0`,
+//! `evict 0 0` and `repair 0 0`; `failed WHAT KEY VERSION` for an operation that returned an error.
+
+use std::collections::BTreeMap;
+
+/// What may be found under a key.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Accepted {
+    /// These versions.
+    pub(crate) versions: Vec<u64>,
+    /// Or nothing.
+    pub(crate) absent: bool,
+}
+
+/// What may be found in a store.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Tale {
+    keys: BTreeMap<u64, Accepted>,
+    evictions_under_way: u64,
+    is_durable: bool,
+}
+
+impl Tale {
+    pub(crate) fn new(is_durable: bool) -> Tale {
+        Tale { is_durable, ..Tale::default() }
+    }
+
+    /// Reads lines; one that was cut short is passed over.
+    pub(crate) fn read(text: &str, is_durable: bool) -> Tale {
+        let mut tale = Tale::new(is_durable);
+        for line in text.split_inclusive('\n').filter_map(|line| line.strip_suffix('\n')) {
+            tale.hear(line);
+        }
+        tale
+    }
+
+    pub(crate) fn hear(&mut self, line: &str) {
+        let mut words = line.split(' ');
+        let (Some(state), Some(what), Some(key), Some(version)) =
+            (words.next(), words.next(), words.next(), words.next())
+        else {
+            return;
+        };
+        let (Ok(key), Ok(version)) = (key.parse::<u64>(), version.parse::<u64>()) else { return };
+        let is_evicting = self.evictions_under_way > 0;
+        match (state, what) {
+            ("begin", "evict") => {
+                self.evictions_under_way += 1;
+                self.keys.values_mut().for_each(|accepted| accepted.absent = true);
+            }
+            ("done" | "failed", "evict") => {
+                self.evictions_under_way = self.evictions_under_way.saturating_sub(1);
+            }
+            (_, "store" | "remove") => {
+                let nothing = Accepted { versions: Vec::new(), absent: true };
+                let accepted = self.keys.entry(key).or_insert(nothing);
+                match (state, what) {
+                    ("begin", "store") => accepted.versions.push(version),
+                    // Nobody else stores this key: each process has its own.
+                    ("done", "store") if self.is_durable => {
+                        *accepted = Accepted { versions: vec![version], absent: is_evicting };
+                    }
+                    ("done", "remove") if self.is_durable => accepted.versions.clear(),
+                    // A store that failed may have removed the entry that it should have replaced (a
+                    // folder could not be synced), or be there all the same.
+                    ("begin", "remove") | ("failed", "store") => accepted.absent = true,
+                    _ => {}
+                }
+            }
+            // A repair changes nothing that may be found.
+            _ => {}
+        }
+    }
+
+    pub(crate) fn keys(&self) -> impl Iterator<Item = (u64, &Accepted)> {
+        self.keys.iter().map(|(key, accepted)| (*key, accepted))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn accepted(text: &str, is_durable: bool) -> Accepted {
+        Tale::read(text, is_durable).keys().next().expect("a key").1.clone()
+    }
+
+    #[test]
+    fn what_was_acknowledged_must_be_there_if_the_store_is_durable() {
+        let text = "begin store 7 1\ndone store 7 1\nbegin store 7 2\n";
+        assert_eq!(accepted(text, true), Accepted { versions: vec![1, 2], absent: false });
+        assert_eq!(accepted(text, false), Accepted { versions: vec![1, 2], absent: true });
+    }
+
+    #[test]
+    fn a_line_that_was_cut_short_says_nothing() {
+        let text = "begin store 7 1\ndone store 7 1";
+        assert!(accepted(text, true).absent);
+    }
+
+    #[test]
+    fn an_eviction_may_take_whatever_is_stored_while_it_goes_on() {
+        let text = "begin evict 0 0\nbegin store 7 1\ndone store 7 1\ndone evict 0 0\n";
+        assert!(accepted(text, true).absent);
+    }
+}
