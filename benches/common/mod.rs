@@ -2,6 +2,7 @@
 //! (in `floor`) the plain loops beside which their numbers stand.
 #![allow(dead_code, reason = "each benchmark uses a part of it")]
 
+pub(crate) mod bare_index;
 pub(crate) mod floor;
 pub(crate) mod place;
 pub(crate) mod random;

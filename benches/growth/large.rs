@@ -1,7 +1,9 @@
 //! Does it matter how many blobs a store has when a tree is stored into it and restored from it?
 
 use crate::common::Tree;
+use crate::common::floor as common_floor;
 use crate::common::place::Place;
+use crate::floor;
 use crate::generate::{self, Grown, derive};
 use crate::heap;
 use crate::measure::Spread;
@@ -17,6 +19,9 @@ use std::time::Instant;
 const SEED: u64 = 0x5851_f42d_4c95_7f2d;
 const MODES: [(LinkMode, MtimeMode); 2] =
     [(LinkMode::Hardlink, MtimeMode::Linked), (LinkMode::Auto, MtimeMode::Recorded)];
+
+/// What is held against no bound: it says what the filesystem alone does.
+pub(crate) const FLOOR: &str = "floor of the store";
 
 /// One operation in both stores.
 #[derive(Debug, Serialize)]
@@ -73,12 +78,24 @@ impl Timed {
             work(&cache, prepared);
             start.elapsed().as_secs_f64()
         });
+        self.add(which, seconds);
+        if let Which::Large = which {
+            self.large_peak_bytes = self.large_peak_bytes.max(peak_bytes);
+        }
+    }
+
+    fn add(&mut self, which: Which, seconds: f64) {
         match which {
             Which::Empty => self.empty_seconds.push(seconds),
-            Which::Large => {
-                self.large_seconds.push(seconds);
-                self.large_peak_bytes = self.large_peak_bytes.max(peak_bytes);
-            }
+            Which::Large => self.large_seconds.push(seconds),
+        }
+    }
+
+    fn comparison(self) -> Comparison {
+        Comparison {
+            step: self.step,
+            empty_seconds: Spread::of(self.empty_seconds),
+            large_seconds: Spread::of(self.large_seconds),
         }
     }
 }
@@ -91,6 +108,7 @@ pub(crate) fn compare(
 ) -> Vec<Comparison> {
     let large_path = large.path();
     let mut stored = Timed::new("store");
+    let mut linked = Timed::new(FLOOR);
     let mut restored: Vec<Timed> = MODES
         .iter()
         .map(|(link_mode, mtime_mode)| {
@@ -106,6 +124,19 @@ pub(crate) fn compare(
             [(Which::Empty, empty_path.as_path()), (Which::Large, large_path.as_path())];
         if pair % 2 == 1 {
             stores.reverse();
+        }
+        for (which, store) in stores {
+            let blobs = store.join(match which {
+                Which::Empty => "../floor",
+                Which::Large => "blobs",
+            });
+            floor::make_folders(&blobs);
+            let files = common_floor::walk(&tree.root()).files;
+            place.sync();
+            let start = Instant::now();
+            floor::store(&files, &blobs);
+            linked.add(which, start.elapsed().as_secs_f64());
+            floor::remove(&files, &blobs);
         }
         for store in stores {
             let capture = || tree.capture();
@@ -139,11 +170,8 @@ pub(crate) fn compare(
             done: String::new(),
             peak_bytes: timed.large_peak_bytes,
         });
-        Comparison {
-            step: timed.step,
-            empty_seconds: Spread::of(timed.empty_seconds),
-            large_seconds: Spread::of(timed.large_seconds),
-        }
+        timed.comparison()
     })
+    .chain([linked.comparison()])
     .collect()
 }

@@ -11,7 +11,8 @@
 //!   stamps; time to open and to look up. The stores take turns, so that a change in the machine's
 //!   load meets all of them.
 //! - A tree of small files (W1) stored into the store of many blobs and into one that is nearly
-//!   empty, and restored from both, in turns.
+//!   empty, and restored from both, in turns; and a plain loop that links the same files into the
+//!   folders of both.
 //! - The peak of the heap, for W1, for two large files (W2), and for evictions in the stores of most
 //!   tasks and of many blobs.
 //!
@@ -24,6 +25,7 @@
 mod arguments;
 #[path = "../common/mod.rs"]
 mod common;
+mod floor;
 mod generate;
 mod heap;
 mod large;

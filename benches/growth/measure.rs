@@ -1,5 +1,6 @@
 //! One store and what it costs: bytes on disk, opening, looking up.
 
+use crate::common::bare_index::BareIndex;
 use crate::common::random::Random;
 use crate::generate::{self, Grown};
 use crate::plan::Plan;
@@ -27,6 +28,8 @@ pub(crate) struct StoreFigures {
     pub(crate) open_and_first_lookup_ms: Spread,
     pub(crate) hit: Lookups,
     pub(crate) miss: Lookups,
+    /// A stat of the manifest and a get in a bare redb, for tasks that were stored.
+    pub(crate) floor: Lookups,
     pub(crate) index: Bytes,
     pub(crate) manifests: Bytes,
     pub(crate) stamps: Bytes,
@@ -142,6 +145,7 @@ pub(crate) fn all(plan: &Plan, grown: &[Grown]) -> Vec<StoreFigures> {
         open_and_first_lookup_ms: Spread::of(opens.both),
         hit: asked.hit.lookups(),
         miss: asked.miss.lookups(),
+        floor: asked.floor.lookups(),
         index: files.index,
         manifests: files.manifests,
         stamps: files.stamps,
@@ -199,8 +203,10 @@ fn milliseconds(time: Duration) -> f64 {
 /// An open store that was asked once for each task.
 struct Asked {
     cache: Cache,
+    bare: BareIndex,
     hit: Questions,
     miss: Questions,
+    floor: Questions,
 }
 
 struct Questions {
@@ -220,22 +226,34 @@ impl Asked {
             Questions { tasks, p50_us: Vec::new(), p99_us: Vec::new() }
         };
         let (hit, miss) = (question(grown.stored(), true), question(grown.absent(), false));
-        Asked { cache, hit, miss }
+        let database = grown.path().with_file_name("floor.redb");
+        let bare = BareIndex::make(&database, &grown.path().join("manifests"), &hit.tasks);
+        let tasks = hit.tasks.clone();
+        let floor = Questions { tasks, p50_us: Vec::new(), p99_us: Vec::new() };
+        Asked { cache, bare, hit, miss, floor }
     }
 
     fn round(&mut self, lookups: usize, random: &mut Random) {
-        self.hit.round(&self.cache, lookups, random);
-        self.miss.round(&self.cache, lookups, random);
+        let Asked { cache, bare, .. } = self;
+        let look_up = |task: &TaskDigest| {
+            black_box(cache.lookup(task).expect("the store can be read"));
+        };
+        self.hit.round(look_up, lookups, random);
+        self.miss.round(look_up, lookups, random);
+        let ask = |task: &TaskDigest| {
+            assert!(bare.has_manifest(task) && bare.contains(task), "the task was stored");
+        };
+        self.floor.round(ask, lookups, random);
     }
 }
 
 impl Questions {
-    fn round(&mut self, cache: &Cache, lookups: usize, random: &mut Random) {
+    fn round(&mut self, ask: impl Fn(&TaskDigest), lookups: usize, random: &mut Random) {
         let mut times_us: Vec<f64> = Vec::with_capacity(lookups);
         for _ in 0..lookups {
             let task = &self.tasks[random.below(self.tasks.len())];
             let start = Instant::now();
-            black_box(cache.lookup(task).expect("the store can be read"));
+            ask(task);
             times_us.push(start.elapsed().as_secs_f64() * 1e6);
         }
         times_us.sort_by(f64::total_cmp);

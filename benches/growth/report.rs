@@ -1,7 +1,7 @@
 //! What is told: a table on stdout, and all figures as JSON.
 
 use crate::common::place::Place;
-use crate::large::Comparison;
+use crate::large::{Comparison, FLOOR};
 use crate::measure::StoreFigures;
 use crate::memory::HeapPeak;
 use crate::plan::{Plan, Size};
@@ -48,7 +48,8 @@ struct Check {
     what: String,
     figure: f64,
     unit: &'static str,
-    bound: f64,
+    /// `None` for a floor, which only says what the machine does.
+    bound: Option<f64>,
     verdict: Verdict,
 }
 
@@ -58,7 +59,7 @@ enum Verdict {
     Within,
     #[serde(rename = "OVER")]
     Over,
-    /// The sizes are not those that the bound is meant for.
+    /// The sizes are not those that the bound is meant for, or there is none.
     #[serde(rename = "")]
     None,
 }
@@ -94,11 +95,11 @@ impl Report {
     pub(crate) fn judge(&mut self) {
         let is_tiny = self.setting.size == Size::Tiny;
         let mut checks = Vec::new();
-        let mut check = |what: String, figure: f64, unit, bound: f64| {
-            let verdict = match figure <= bound {
-                _ if is_tiny => Verdict::None,
-                true => Verdict::Within,
-                false => Verdict::Over,
+        let mut check = |what: String, figure: f64, unit, bound: Option<f64>| {
+            let verdict = match bound.map(|bound| figure <= bound) {
+                Some(true) if !is_tiny => Verdict::Within,
+                Some(false) if !is_tiny => Verdict::Over,
+                _ => Verdict::None,
             };
             checks.push(Check { what, figure, unit, bound, verdict });
         };
@@ -107,16 +108,18 @@ impl Report {
         if let [least, .., most] = by_tasks {
             let sizes = format!("{} to {} tasks", least.tasks, most.tasks);
             let hit = most.hit.p50_us / least.hit.p50_us;
-            check(format!("lookup, hit, p50, {sizes}"), hit, "×", LOOKUP_GROWTH_MAX);
+            check(format!("lookup, hit, p50, {sizes}"), hit, "×", Some(LOOKUP_GROWTH_MAX));
             let miss = most.miss.p50_us / least.miss.p50_us;
-            check(format!("lookup, miss, p50, {sizes}"), miss, "×", LOOKUP_GROWTH_MAX);
+            check(format!("lookup, miss, p50, {sizes}"), miss, "×", Some(LOOKUP_GROWTH_MAX));
+            let floor = most.floor.p50_us / least.floor.p50_us;
+            check(format!("floor of the hit, p50, {sizes}"), floor, "×", None);
         }
         for store in &self.stores {
             let setting = format!("{} tasks, {} blobs", store.tasks, store.blobs);
             let open = store.open_ms.median;
-            check(format!("open, {setting}"), open, "ms", OPEN_MS_MAX);
+            check(format!("open, {setting}"), open, "ms", Some(OPEN_MS_MAX));
             let both = store.open_and_first_lookup_ms.median;
-            check(format!("open and first lookup, {setting}"), both, "ms", OPEN_MS_MAX);
+            check(format!("open and first lookup, {setting}"), both, "ms", Some(OPEN_MS_MAX));
         }
         for store in &self.stores {
             let setting = format!("{} tasks, {} blobs", store.tasks, store.blobs);
@@ -125,19 +128,20 @@ impl Report {
                 format!("index and manifests an output, {setting}"),
                 figure,
                 "B",
-                OUTPUT_BYTES_MAX,
+                Some(OUTPUT_BYTES_MAX),
             );
             let figure = store.bytes_of_blob();
-            check(format!("stamps a blob, {setting}"), figure, "B", BLOB_BYTES_MAX);
+            check(format!("stamps a blob, {setting}"), figure, "B", Some(BLOB_BYTES_MAX));
         }
         for comparison in &self.large {
             let what = format!("W1, {}: large store over empty", comparison.step);
-            check(what, comparison.ratio(), "×", LARGE_RATIO_MAX);
+            let bound = (comparison.step != FLOOR).then_some(LARGE_RATIO_MAX);
+            check(what, comparison.ratio(), "×", bound);
         }
         for peak in &self.heap {
             let what = format!("heap, {}, {}", peak.workload, peak.step);
             let bound = peak.bound_bytes() as f64 / MIB;
-            check(what, peak.peak_bytes as f64 / MIB, "MiB", bound);
+            check(what, peak.peak_bytes as f64 / MIB, "MiB", Some(bound));
         }
         self.checks = checks;
     }
@@ -157,8 +161,12 @@ impl Report {
                 store.first_lookup_ms.most,
             );
             println!(
-                "    hit p50 {:.2} µs, p99 {:.2}; miss p50 {:.2} µs, p99 {:.2}",
-                store.hit.p50_us, store.hit.p99_us, store.miss.p50_us, store.miss.p99_us,
+                "    hit p50 {:.2} µs, p99 {:.2}; miss p50 {:.2} µs, p99 {:.2}; floor p50 {:.2} µs",
+                store.hit.p50_us,
+                store.hit.p99_us,
+                store.miss.p50_us,
+                store.miss.p99_us,
+                store.floor.p50_us,
             );
             for (name, bytes) in [
                 ("index", &store.index),
@@ -181,7 +189,8 @@ impl Report {
                 Verdict::Over => "OVER",
                 Verdict::None => "",
             };
-            println!("{what:<68} {figure:>9.2} {bound:>9.2} {unit:<3} {verdict}");
+            let bound = bound.map_or("-".to_owned(), |bound| format!("{bound:.2}"));
+            println!("{what:<68} {figure:>9.2} {bound:>9} {unit:<3} {verdict}");
         }
     }
 

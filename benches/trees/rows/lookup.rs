@@ -1,30 +1,23 @@
 //! Questions whether there is an entry: to the engine, and through the asynchronous facade while
 //! its runtime is busy. Single calls are timed; nothing is subtracted for the clock.
 
+use crate::common::bare_index::BareIndex;
 use crate::common::random::Random;
 use crate::trees::bench::{Bench, open, remove, task};
-use crate::trees::floor;
 use crate::trees::measure::Samples;
 use crate::trees::options::Scale;
 use crate::trees::report::{Bound, Figure, Line, Report};
 use larder::{
-    Cache, CacheBackend, CacheEntry, CacheOptions, CachePolicy, Cancel, Durability, IRTask,
-    LocalBackend, TaskDigest,
+    Cache, CacheBackend, CacheEntry, CachePolicy, Cancel, Durability, IRTask, LocalBackend,
+    TaskDigest,
 };
-use redb::{ConcurrencyMode, Database, ReadableDatabase, TableDefinition};
-use rustix::fd::OwnedFd;
-use rustix::fs::{AtFlags, statat};
 use std::hint::black_box;
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 use tokio::runtime::{Builder, Runtime};
 
-/// As wide as the rows of Larder's own index.
-const ROW_BYTES: usize = 56;
-const TABLE: TableDefinition<'_, &[u8; 32], &[u8]> = TableDefinition::new("floor");
 /// Calls that one contender makes before it is the other one's turn.
 const BATCH: usize = 1_000;
 const SEED: u64 = 0x5bd1_e995_9e37_79b9;
@@ -45,8 +38,8 @@ pub(super) fn lookup(bench: &Bench<'_>, row: &str, report: &mut Report<'_>) {
     let absent: Vec<TaskDigest> =
         (0..task_count).map(|index| task(&format!("absent {index}"))).collect();
     load(&cache, &stored);
-    let database = make_database(&folder.join("floor.redb"), &stored);
-    let manifests = floor::open(&folder.join("store/manifests"));
+    let bare =
+        BareIndex::make(&folder.join("floor.redb"), &folder.join("store/manifests"), &stored);
     rustix::fs::sync();
     let mut random = Random(SEED);
     let picks: Vec<usize> = (0..sample_count).map(|_| random.below(task_count)).collect();
@@ -60,13 +53,13 @@ pub(super) fn lookup(bench: &Bench<'_>, row: &str, report: &mut Report<'_>) {
                 assert_eq!(found.is_some(), is_stored, "this is a {name}");
             });
             time_each(batch, &mut floor, |pick| {
-                assert_eq!(is_in(&database, &tasks[pick]), is_stored, "this is a {name}");
+                assert_eq!(bare.contains(&tasks[pick]), is_stored, "this is a {name}");
             });
             // Others, since the system has just looked at the manifests of those.
             time_each(batch, &mut with_stat, |pick| {
                 let pick = (pick + task_count / 2) % task_count;
-                assert_eq!(has_manifest(&manifests, &tasks[pick]), is_stored, "this is a {name}");
-                assert_eq!(is_in(&database, &tasks[pick]), is_stored, "this is a {name}");
+                assert_eq!(bare.has_manifest(&tasks[pick]), is_stored, "this is a {name}");
+                assert_eq!(bare.contains(&tasks[pick]), is_stored, "this is a {name}");
             });
         }
         let (larder, floor) = (Samples::new(larder), Samples::new(floor));
@@ -98,7 +91,7 @@ pub(super) fn lookup(bench: &Bench<'_>, row: &str, report: &mut Report<'_>) {
     let against = ("check in a busy runtime; lookup, p50", Bound::Ratio(2.0));
     let samples = (&Samples::new(checked), &Samples::new(looked_up));
     bench.line(report, row, against, samples, &done);
-    drop((backend, cache, database));
+    drop((backend, cache, bare));
     remove(&folder);
 }
 
@@ -160,36 +153,4 @@ fn load(cache: &Cache, tasks: &[TaskDigest]) {
             });
         }
     });
-}
-
-/// As Larder opens its index.
-fn make_database(path: &Path, tasks: &[TaskDigest]) -> Database {
-    let mut builder = Database::builder();
-    builder.set_concurrency_mode(ConcurrencyMode::MultiWriter);
-    builder.set_cache_size(CacheOptions::default().index_cache_bytes);
-    let database = builder.create(path).expect("a new database can be made");
-    let transaction = database.begin_write().expect("nobody else writes");
-    {
-        let mut table = transaction.open_table(TABLE).expect("the table is new");
-        for task in tasks {
-            table.insert(task.as_bytes(), [7; ROW_BYTES].as_slice()).expect("there is room");
-        }
-    }
-    transaction.commit().expect("there is room");
-    database
-}
-
-/// A stat of the file that a store has for the task.
-fn has_manifest(manifests: &OwnedFd, task: &TaskDigest) -> bool {
-    let hex = task.to_string();
-    let name = format!("{}/{}", &hex[..2], &hex[2..]);
-    statat(manifests, name, AtFlags::SYMLINK_NOFOLLOW).is_ok()
-}
-
-/// A get in a transaction of its own.
-fn is_in(database: &Database, task: &TaskDigest) -> bool {
-    let transaction = database.begin_read().expect("the database is sound");
-    let table = transaction.open_table(TABLE).expect("made when it was loaded");
-    let value = table.get(task.as_bytes()).expect("the database is sound");
-    value.is_some_and(|value| black_box(value.value()).len() == ROW_BYTES)
 }
