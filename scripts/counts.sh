@@ -143,7 +143,7 @@ else
     # Runs, also of programs built in different folders, were at most two thirds as far apart.
     find "$work/gungraun" -name 'callgrind.*.out' -exec awk '
         BEGIN {
-            off["lookup_100"] = off["digest_inputs"] = "1%"
+            off["lookup_20"] = off["digest_inputs"] = "1%"
             off["restore"] = "2%"
             off["manifest_decode"] = "3%"
         }

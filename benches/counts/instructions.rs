@@ -24,6 +24,9 @@ pub(crate) fn run_once(place: &Path) {
     assert_eq!(restored.kept.files, 0, "no file was there");
 }
 
+/// So few that none is answered by a read that is kept, which a thread ends after some time.
+const LOOKUPS: usize = 20;
+
 struct Lookups {
     cache: Cache,
     tasks: Vec<TaskDigest>,
@@ -39,6 +42,7 @@ impl Lookups {
     }
 
     fn new(place: &Path, tasks: Vec<TaskDigest>) -> Lookups {
+        let tasks = tasks.into_iter().take(LOOKUPS).collect();
         let lookups = Lookups { cache: fixture::open(place), tasks };
         // The first ones open the index and read its pages.
         black_box(lookups.run());
@@ -120,7 +124,7 @@ mod counted {
     #[library_benchmark]
     #[bench::hit(args = (), setup = hits)]
     #[bench::miss(args = (), setup = misses)]
-    fn lookup_100(lookups: Lookups) -> (Vec<Option<Hit>>, Lookups) {
+    fn lookup_20(lookups: Lookups) -> (Vec<Option<Hit>>, Lookups) {
         (lookups.run(), lookups)
     }
 
@@ -145,7 +149,7 @@ mod counted {
 
     library_benchmark_group!(
         name = instructions,
-        benchmarks = [lookup_100, manifest_decode, digest_inputs, restore]
+        benchmarks = [lookup_20, manifest_decode, digest_inputs, restore]
     );
 
     main!(config = config(), library_benchmark_groups = instructions);

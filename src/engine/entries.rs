@@ -72,8 +72,8 @@ impl Cache {
         self.inner.uses.note(task, false);
         // To open the index costs several syncs; a process that asks for little reads the manifests.
         let uses_index = stat.size_bytes > DIRECT_BYTES_MAX || index.is_worth_opening();
-        let row = if uses_index { index.get(task) } else { None };
-        if let Some(row) = row.filter(|row| row.manifest == stat.stamp()) {
+        let row = if uses_index { index.get(task, stat.stamp()) } else { None };
+        if let Some(row) = row {
             return Ok(Some(Hit { duration_ms: row.duration_ms, exit_code: row.exit_code }));
         }
         let Some((manifest, stat)) = self.read_manifest(task)? else {

@@ -18,16 +18,18 @@
 //!
 //! Left to others: what a manifest says (`manifest`), where it lies (`engine`).
 
+mod recent;
 mod record;
 mod seal;
 mod tables;
 
 pub(crate) use record::Row;
 
+use recent::Recent;
 use seal::Seal;
 
 use crate::digest::DigestMap;
-use crate::disk::{self, Dir, FileKind, Placed, layout};
+use crate::disk::{self, Dir, FileKind, Placed, Stamp, layout};
 use crate::key::TaskDigest;
 use redb::{ConcurrencyMode, Database, ReadableDatabase};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -58,6 +60,7 @@ pub(crate) struct Index {
     seal: Seal,
     cache_bytes: usize,
     state: RwLock<State>,
+    recent: Recent,
     /// What is not committed yet; `None` removes a row.
     waiting: Mutex<DigestMap<TaskDigest, Option<Row>>>,
     was_set_aside: AtomicBool,
@@ -104,6 +107,7 @@ impl Index {
             key,
             cache_bytes,
             state: RwLock::new(State::Closed),
+            recent: Recent::default(),
             waiting: Mutex::default(),
             was_set_aside: AtomicBool::new(false),
             questions: AtomicUsize::new(0),
@@ -126,10 +130,11 @@ impl Index {
             || self.questions.fetch_add(1, Ordering::Relaxed) >= QUESTIONS_MAX
     }
 
-    /// The row of a task, if there is one that checks. Microseconds.
-    pub(crate) fn get(&self, task: &TaskDigest) -> Option<Row> {
+    /// The row of a task, if there is one that checks and speaks of a manifest with this stamp.
+    /// Microseconds.
+    pub(crate) fn get(&self, task: &TaskDigest, manifest: Stamp) -> Option<Row> {
         if let Some(row) = self.lock_waiting().get(task) {
-            return *row;
+            return row.filter(|row| row.manifest == manifest);
         }
         let found = {
             let mut state = self.state.read().unwrap_or_else(PoisonError::into_inner);
@@ -141,12 +146,10 @@ impl Index {
             let State::Open { database, .. } = &*state else {
                 return None;
             };
-            contain(|| {
-                let transaction = database.begin_read()?;
-                let table = transaction.open_table(tables::TASKS)?;
-                let value = table.get(task.as_bytes())?;
-                Ok(value.and_then(|value| Row::decode(value.value(), task, &self.key)))
-            })
+            let take = |value: &[u8]| {
+                Row::decode(value, task, &self.key).filter(|row| row.manifest == manifest)
+            };
+            contain(|| self.recent.get(database, task.as_bytes(), take))
         };
         match found {
             Ok(row) => row,
@@ -489,7 +492,10 @@ impl Index {
             return;
         }
         let was_sealed = self.seal.fits();
-        let closed = catch_unwind(AssertUnwindSafe(|| drop(old)));
+        let closed = catch_unwind(AssertUnwindSafe(|| {
+            self.recent.forget();
+            drop(old);
+        }));
         if was_sealed && closed.is_ok() {
             self.seal.set();
         }
@@ -530,7 +536,7 @@ fn contain<T>(calls: impl FnOnce() -> Result<T, redb::Error>) -> Result<T, Failu
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::disk::{Capabilities, Stamp, Timestamp};
+    use crate::disk::{Capabilities, Timestamp};
 
     #[test]
     fn an_index_of_few_rows_in_a_large_file_is_written_anew() {
@@ -548,13 +554,14 @@ mod tests {
         index.write_all(&rows.iter().map(put).collect::<Vec<_>>());
         index.shrink();
         let full_bytes = index.allocated_bytes();
-        assert_eq!(index.get(&rows[79_999].0), Some(rows[79_999].1));
+        let get = |(task, row): &(TaskDigest, Row)| index.get(task, row.manifest);
+        assert_eq!(get(&rows[79_999]), Some(rows[79_999].1));
         let gone: Vec<_> = rows[10..].iter().map(|(task, _)| Change::Remove(*task)).collect();
         index.write_all(&gone);
         assert!(index.allocated_bytes() > 8 << 20, "redb gave {full_bytes} bytes back by itself");
         index.shrink();
         assert!(index.allocated_bytes() < full_bytes / 2);
-        let kept: Vec<_> = rows.iter().map(|(task, _)| index.get(task)).collect();
+        let kept: Vec<_> = rows.iter().map(get).collect();
         assert!(kept.iter().zip(&rows).take(10).all(|(found, (_, row))| *found == Some(*row)));
         assert!(kept[10..].iter().all(Option::is_none));
     }
