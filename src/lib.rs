@@ -61,6 +61,8 @@ mod ledger;
 mod manifest;
 mod options;
 mod parallel;
+#[cfg(larder_rigs)]
+pub mod rigging;
 mod shards;
 mod steps;
 

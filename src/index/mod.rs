@@ -20,18 +20,18 @@
 
 mod recent;
 mod record;
+mod rows;
 mod seal;
 mod tables;
 
 pub(crate) use record::Row;
+pub(crate) use rows::{Failure, Rows};
 
-use recent::Recent;
 use seal::Seal;
 
 use crate::digest::DigestMap;
 use crate::disk::{self, Dir, FileKind, Placed, Stamp, layout};
 use crate::key::TaskDigest;
-use redb::{ConcurrencyMode, Database, ReadableDatabase};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -60,7 +60,6 @@ pub(crate) struct Index {
     seal: Seal,
     cache_bytes: usize,
     state: RwLock<State>,
-    recent: Recent,
     /// What is not committed yet; `None` removes a row.
     waiting: Mutex<DigestMap<TaskDigest, Option<Row>>>,
     was_set_aside: AtomicBool,
@@ -73,22 +72,13 @@ enum State {
     /// Not opened yet: a lookup or a commit does.
     Closed,
     Open {
-        database: Database,
+        rows: Rows,
         inode: u64,
     },
     /// Could not be opened or made; the manifests answer.
     Absent,
     /// Not to be used; the manifests answer.
     Unused,
-}
-
-/// Why redb did not do what it was asked to.
-#[derive(Debug)]
-enum Failure {
-    /// The file is not to be trusted any more.
-    Damaged,
-    /// The system refused; the file may be well.
-    Refused,
 }
 
 impl Index {
@@ -107,7 +97,6 @@ impl Index {
             key,
             cache_bytes,
             state: RwLock::new(State::Closed),
-            recent: Recent::default(),
             waiting: Mutex::default(),
             was_set_aside: AtomicBool::new(false),
             questions: AtomicUsize::new(0),
@@ -143,13 +132,10 @@ impl Index {
                 self.ensure_open();
                 state = self.state.read().unwrap_or_else(PoisonError::into_inner);
             }
-            let State::Open { database, .. } = &*state else {
+            let State::Open { rows, .. } = &*state else {
                 return None;
             };
-            let take = |value: &[u8]| {
-                Row::decode(value, task, &self.key).filter(|row| row.manifest == manifest)
-            };
-            contain(|| self.recent.get(database, task.as_bytes(), take))
+            rows.get(task, &self.key, manifest)
         };
         match found {
             Ok(row) => row,
@@ -235,24 +221,10 @@ impl Index {
         self.flush();
         self.ensure_open();
         let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
-        let State::Open { database, .. } = &*state else {
+        let State::Open { rows, .. } = &*state else {
             return None;
         };
-        let read = contain(|| {
-            use redb::ReadableTable;
-            let transaction = database.begin_read()?;
-            let table = transaction.open_table(tables::TASKS)?;
-            let (mut rows, mut bad) = (Vec::new(), 0);
-            for item in table.iter()? {
-                let (key, value) = item?;
-                let task = TaskDigest::from_bytes(*key.value());
-                match Row::decode(value.value(), &task, &self.key) {
-                    Some(row) => rows.push((task, row)),
-                    None => bad += 1,
-                }
-            }
-            Ok((rows, bad))
-        });
+        let read = rows.all(&self.key);
         drop(state);
         read.map_err(|failure| self.give_up(&failure)).ok()
     }
@@ -319,33 +291,13 @@ impl Index {
             self.ensure_open();
             let written = {
                 let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
-                let State::Open { database, .. } = &*state else {
+                let State::Open { rows, .. } = &*state else {
                     return;
                 };
                 // Without the lock there is no seal, and the next open checks.
                 let lock = self.seal.lock();
                 let was_sealed = self.seal.fits();
-                let written = contain(|| {
-                    let transaction = database.begin_write()?;
-                    {
-                        let mut table = transaction.open_table(tables::TASKS)?;
-                        for change in changes {
-                            match change {
-                                Change::Put(task, row) => {
-                                    table.insert(
-                                        task.as_bytes(),
-                                        row.encode(task, &self.key).as_slice(),
-                                    )?;
-                                }
-                                Change::Remove(task) => {
-                                    table.remove(task.as_bytes())?;
-                                }
-                            }
-                        }
-                    }
-                    transaction.commit()?;
-                    Ok(())
-                });
+                let written = rows.write(changes, &self.key);
                 // Damage that came while the file was open must not be sealed.
                 if written.is_ok() && lock.is_ok() && was_sealed {
                     self.seal.set();
@@ -395,29 +347,17 @@ impl Index {
         }
         let path = self.path.join(layout::INDEX);
         let is_sealed = self.seal.fits();
-        let database = contain(|| {
-            let database = self.builder().set_check_integrity_on_open(!is_sealed).open(&path)?;
-            // A file of another make opens, but has no such table.
-            database.begin_read()?.open_table(tables::TASKS)?;
-            Ok(database)
-        })?;
+        let rows = Rows::open(self.cache_bytes, is_sealed, |builder| builder.open(&path))?;
         // Opening marks the file.
         self.seal.set();
-        Ok(State::Open { database, inode: stat.inode })
+        Ok(State::Open { rows, inode: stat.inode })
     }
 
-    /// redb's own `create` leaves, if killed at the wrong moment, a file that it refuses for ever.
     fn make_file(&self) -> Result<(), Failure> {
         let name =
             format!("{}.{}", layout::INDEX, disk::random_name().map_err(|_| Failure::Refused)?);
         let path = self.path.join(&name);
-        let made = contain(|| {
-            let database = self.builder().create(&path)?;
-            let transaction = database.begin_write()?;
-            transaction.open_table(tables::TASKS)?;
-            transaction.commit()?;
-            Ok(database.close()?)
-        });
+        let made = Rows::make(self.cache_bytes, |builder| builder.create(&path));
         let placed = made.and_then(|()| {
             let shared = self.root.open_for_update(name.as_ref());
             let shared = shared.and_then(|(file, _)| self.root.admit(&file, FILE_MODE));
@@ -431,13 +371,6 @@ impl Index {
             let _ = self.root.unlink(name.as_ref());
         }
         placed.map(|_| ())
-    }
-
-    fn builder(&self) -> redb::Builder {
-        let mut builder = Database::builder();
-        builder.set_concurrency_mode(ConcurrencyMode::MultiWriter);
-        builder.set_cache_size(self.cache_bytes);
-        builder
     }
 
     /// Another process may have set the file aside; then ours is an orphan.
@@ -462,7 +395,9 @@ impl Index {
     }
 
     fn set_aside(&self, state: &mut State) {
-        self.close(state);
+        if let State::Open { rows, .. } = std::mem::replace(state, State::Closed) {
+            rows.leak();
+        }
         self.was_set_aside.store(true, Ordering::Relaxed);
         let Ok(quarantine) = self.root.open_child(layout::QUARANTINE.as_ref()) else {
             return;
@@ -492,10 +427,7 @@ impl Index {
             return;
         }
         let was_sealed = self.seal.fits();
-        let closed = catch_unwind(AssertUnwindSafe(|| {
-            self.recent.forget();
-            drop(old);
-        }));
+        let closed = catch_unwind(AssertUnwindSafe(|| drop(old)));
         if was_sealed && closed.is_ok() {
             self.seal.set();
         }
@@ -514,22 +446,6 @@ impl Drop for Index {
     fn drop(&mut self) {
         self.flush();
         self.close(&mut self.lock_state());
-    }
-}
-
-/// Runs redb calls. A panic in them means a damaged file, as do most of its errors.
-fn contain<T>(calls: impl FnOnce() -> Result<T, redb::Error>) -> Result<T, Failure> {
-    match catch_unwind(AssertUnwindSafe(calls)) {
-        Ok(Ok(value)) => Ok(value),
-        Ok(Err(redb::Error::Io(error))) if error.kind() != std::io::ErrorKind::InvalidData => {
-            Err(Failure::Refused)
-        }
-        Ok(Err(
-            redb::Error::PreviousIo
-            | redb::Error::DatabaseAlreadyOpen
-            | redb::Error::LockPoisoned(_),
-        )) => Err(Failure::Refused),
-        Ok(Err(_)) | Err(_) => Err(Failure::Damaged),
     }
 }
 
@@ -564,5 +480,37 @@ mod tests {
         let kept: Vec<_> = rows.iter().map(get).collect();
         assert!(kept.iter().zip(&rows).take(10).all(|(found, (_, row))| *found == Some(*row)));
         assert!(kept[10..].iter().all(Option::is_none));
+    }
+
+    /// A rig found: a damaged index was closed before it was set aside. To close it is to write to it,
+    /// and redb's second panic then, in the middle of cleaning up after the first, ended the process.
+    #[test]
+    fn a_damaged_index_is_set_aside_as_it_is() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let open = || Dir::open(folder.path(), Capabilities::all()).expect("the folder opens");
+        std::fs::create_dir(folder.path().join(layout::QUARANTINE)).expect("made");
+        // Without a cache of its own, so that it reads what is on the disk.
+        let index = Index::new(open(), open(), folder.path(), [7; 32], 0);
+        let row = |number: u64| {
+            let task = TaskDigest::derive("", &number.to_string()).expect("a key");
+            let modified = Timestamp { seconds: 1, nanoseconds: 2 };
+            let manifest = Stamp { inode: number, size_bytes: 3, modified };
+            Change::Put(task, Row { manifest, duration_ms: number, exit_code: 0 })
+        };
+        index.write_all(&(0..300).map(row).collect::<Vec<_>>());
+        let Change::Put(task, expected) = row(123) else { unreachable!("it is a put") };
+        assert_eq!(index.get(&task), Some(expected));
+        let path = folder.path().join(layout::INDEX);
+        let mut bytes = std::fs::read(&path).expect("readable");
+        // The first byte of a page says its kind; there is none such.
+        bytes[4096..].chunks_mut(4096).for_each(|page| page[0] = 0x77);
+        std::fs::write(&path, &bytes).expect("written");
+        assert_eq!(index.get(&task), None);
+        assert!(index.was_set_aside());
+        let mut kept = std::fs::read_dir(folder.path().join(layout::QUARANTINE)).expect("listed");
+        let kept = kept.next().expect("it is there").expect("it is there").path();
+        assert!(std::fs::read(kept).expect("readable") == bytes, "it was written to");
+        index.write_all(&[row(123)]);
+        assert_eq!(index.get(&task), Some(expected), "there is a new one");
     }
 }

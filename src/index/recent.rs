@@ -55,9 +55,9 @@ impl Recent {
         Ok(taken)
     }
 
-    /// Gives up what is kept. To be called before the database is closed.
-    pub(super) fn forget(&self) {
-        *self.table.write().unwrap_or_else(PoisonError::into_inner) = None;
+    /// Leaves what is kept as it is, with a database that is left so.
+    pub(super) fn leak(&self) {
+        std::mem::forget(self.table.write().unwrap_or_else(PoisonError::into_inner).take());
     }
 
     fn keep(&self, table: Table) {
@@ -77,6 +77,13 @@ impl Recent {
         });
         // Without a thread that ends it, it ends now.
         *kept = ends.is_ok().then_some(table);
+    }
+}
+
+impl Drop for Recent {
+    /// Here, and not wherever the thread may be that would end it later.
+    fn drop(&mut self) {
+        *self.table.write().unwrap_or_else(PoisonError::into_inner) = None;
     }
 }
 
@@ -115,8 +122,6 @@ mod tests {
         put(&database, 2)?;
         assert!(get(&recent, &database, 2)?, "it came after the read that was kept");
         assert!(!get(&recent, &database, 3)?);
-        recent.forget();
-        assert!(!get(&recent, &database, 1)?, "it is gone");
         Ok(())
     }
 

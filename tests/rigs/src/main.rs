@@ -8,6 +8,7 @@
 //! does, `check` one that reads a store back and compares it with what was told.
 
 mod check;
+mod index;
 mod options;
 mod report;
 mod tale;
@@ -21,6 +22,8 @@ fn main() -> ExitCode {
     let ended = options::Options::parse(words).and_then(|options| match rig.as_str() {
         "work" => work::work(&options),
         "check" => check::check(&options),
+        "index" => index::run(&options),
+        "index-states" => index::run_states(&options),
         _ => Err(format!("there is no rig {rig:?}").into()),
     });
     match ended {

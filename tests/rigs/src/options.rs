@@ -3,6 +3,8 @@
 
 use std::error::Error;
 use std::path::PathBuf;
+use std::process::Command;
+use std::sync::OnceLock;
 
 pub(crate) type Result<T, E = Box<dyn Error>> = std::result::Result<T, E>;
 
@@ -13,6 +15,12 @@ pub(crate) const LEAVE_OUT: &str = "LARDER_RIGS_LEAVE_OUT";
 /// The variable that names the boot, read by the same: a store that is opened under another one than
 /// the one before believes that there was a power cut.
 pub(crate) const BOOT: &str = "LARDER_RIGS_BOOT";
+
+/// Whether this process does without a step of its rig's own.
+pub(crate) fn is_left_out(step: &str) -> bool {
+    static LEFT_OUT: OnceLock<String> = OnceLock::new();
+    LEFT_OUT.get_or_init(|| std::env::var(LEAVE_OUT).unwrap_or_default()) == step
+}
 
 /// The words after the name of the rig.
 #[derive(Debug, Clone, Default)]
@@ -55,6 +63,13 @@ impl Options {
             }
         }
         Ok(options)
+    }
+
+    /// Makes a process do without the step that is left out.
+    pub(crate) fn leave_out_of(&self, command: &mut Command) {
+        if let Some(step) = &self.leave_out {
+            command.env(LEAVE_OUT, step);
+        }
     }
 }
 

@@ -58,6 +58,21 @@ impl Report {
         self.violations += other.violations;
     }
 
+    /// Reads the line that another process has printed.
+    pub(crate) fn read(line: &str) -> Option<Report> {
+        let (_, figures) = line.strip_prefix("RIG ")?.split_once(": ")?;
+        let mut report = Report::new();
+        for figure in figures.split(", ").filter(|figure| !figure.is_empty()) {
+            let (name, number) = figure.split_once('=')?;
+            match name {
+                "violations" => report.violations = number.parse().ok()?,
+                "seconds" => {}
+                _ => report.add(name, number.parse().ok()?),
+            }
+        }
+        Some(report)
+    }
+
     /// Prints the line: `RIG name: figure=number ..., seconds=number, violations=number`.
     pub(crate) fn finish(&self, rig: &str) -> ExitCode {
         if let Some(reason) = &self.skipped {
