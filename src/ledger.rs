@@ -310,6 +310,11 @@ impl Ledger {
         self.starts.len()
     }
 
+    /// All of them.
+    pub(crate) fn rows(&self) -> impl Iterator<Item = Row<'_>> {
+        (0..self.len()).filter_map(|position| self.row(position))
+    }
+
     fn row(&self, position: usize) -> Option<Row<'_>> {
         let start = *self.starts.get(position)? as usize;
         decode(self.bytes.get(start..start + ROW_BYTES)?, self.path(position))

@@ -272,6 +272,189 @@ fn verify_finds_damage_and_repair_leaves_the_rest() {
     }
 }
 
+#[test]
+fn a_restore_heals_a_blob_from_the_workspace_that_it_restores_to() {
+    let lab = Lab::new();
+    let good = noise(1, 300_000);
+    for name in ["out/first", "out/second"] {
+        write_old(&lab.workspace().join(name), &good);
+    }
+    write_old(&lab.workspace().join("out/third"), b"third");
+    lab.store("k", &["out"]);
+    let blob = lab.blobs().into_iter().find(|path| fs::read(path).is_ok_and(|bytes| bytes == good));
+    let blob = blob.expect("the blob of both");
+    // One of the two is still there.
+    fs::remove_file(lab.workspace().join("out/second")).expect("removed");
+    fs::remove_file(&blob).expect("removed");
+    fs::write(&blob, noise(2, 300_000)).expect("written");
+    let options = RestoreOptions::default().with_link_mode(LinkMode::Copy);
+    lab.restore("k", &lab.workspace(), options).expect("healed").expect("a hit");
+    assert!(fs::read(lab.workspace().join("out/second")).expect("there") == good);
+    assert!(fs::read(&blob).expect("there") == good);
+    assert_eq!(files_below(&lab.store_path().join("quarantine")).len(), 1);
+    assert!(scrub(&lab.cache, Repair::No).is_clean());
+    // Nothing has it: the entry goes. What only looks like it is no help.
+    for name in ["out/first", "out/second"] {
+        fs::remove_file(lab.workspace().join(name)).expect("removed");
+        write_old(&lab.workspace().join(name), &noise(3, 300_000));
+    }
+    fs::remove_file(&blob).expect("removed");
+    let blobs = lab.blobs().len();
+    let caught = lab.restore("k", &lab.workspace(), options);
+    assert!(matches!(caught, Err(Error::Damaged { .. })), "{caught:?}");
+    assert_eq!(lab.blobs().len(), blobs, "what has other bytes was not taken in");
+    assert!(lab.cache.lookup(&task("k")).expect("a lookup").is_none());
+}
+
+#[test]
+fn a_repair_heals_blobs_from_the_workspaces_that_it_is_told_of() {
+    let lab = Lab::new();
+    for number in 0..6 {
+        write_old(&lab.workspace().join(format!("out/{number}")), &noise(number, 5000));
+    }
+    lab.store("all", &["out"]);
+    write_old(&lab.path("elsewhere/dist"), b"another workspace");
+    let entry = larder::CacheEntry::capture(
+        &lab.path("elsewhere"),
+        &[larder::OutputDeclaration::new("dist")],
+    );
+    let entry = entry.expect("captured").with_stdout(noise(9, 6000));
+    lab.cache.store(&task("other"), &entry, &Cancel::new()).expect("stored");
+    let log = fs::canonicalize(
+        lab.blobs()
+            .into_iter()
+            .find(|path| fs::read(path).is_ok_and(|bytes| bytes == noise(9, 6000)))
+            .expect("the log"),
+    )
+    .expect("there");
+    for blob in lab.blobs().iter().filter(|path| **path != log) {
+        fs::remove_file(blob).expect("removed");
+    }
+    // One file is not what it was.
+    write(&lab.workspace().join("out/3"), &noise(33, 5000));
+    let workspaces = [lab.workspace(), lab.path("elsewhere")];
+    let report = lab.cache.repair_from(&workspaces, &Cancel::new(), &mut |_| {});
+    let report = report.expect("repaired");
+    assert_eq!(
+        (report.healed_blobs, &report.broken_entries[..]),
+        (6, &[task("all").to_string()][..])
+    );
+    let after = scrub(&lab.cache, Repair::Yes);
+    assert!(after.is_clean(), "{after:?}");
+    lab.restore("other", &lab.path("place"), RestoreOptions::default())
+        .expect("good")
+        .expect("a hit");
+    assert_eq!(fs::read(lab.path("place/dist")).expect("there"), b"another workspace");
+    // Nobody has a log.
+    fs::remove_file(&log).expect("removed");
+    let report = lab.cache.repair_from(&workspaces, &Cancel::new(), &mut |_| {});
+    assert_eq!(report.expect("repaired").broken_entries, [task("other").to_string()]);
+}
+
+/// A log whose blob was no file could not be read, and the entry was never healed.
+#[test]
+fn a_log_that_is_no_file_is_damage() {
+    let lab = Lab::new();
+    let entry = larder::CacheEntry::new(0, 1).with_stdout(noise(1, 6000));
+    for damage in ["a directory", "a symlink", "a fifo"] {
+        lab.cache.store(&task("k"), &entry, &Cancel::new()).expect("stored");
+        let blob = lab.blobs().remove(0);
+        fs::remove_file(&blob).expect("removed");
+        match damage {
+            "a directory" => fs::create_dir(&blob).expect("made"),
+            "a symlink" => std::os::unix::fs::symlink("/etc/passwd", &blob).expect("linked"),
+            _ => {
+                assert!(Command::new("mkfifo").arg(&blob).status().expect("mkfifo runs").success());
+            }
+        }
+        let caught = lab.cache.logs(&task("k"));
+        assert!(matches!(caught, Err(Error::Damaged { .. })), "{damage}: {caught:?}");
+        assert!(lab.cache.lookup(&task("k")).expect("a lookup").is_none(), "{damage}");
+        assert!(fs::symlink_metadata(&blob).is_err(), "{damage}: it is in quarantine");
+    }
+}
+
+#[test]
+fn a_repair_after_much_damage_leaves_the_rest_and_says_what_was_lost_on_one_screen() {
+    const ENTRIES: u64 = 250;
+    let lab = Lab::new();
+    let contents = |entry: u64, file: u64| noise(entry * 100 + file, 100 + (file * 37) as usize);
+    for number in 0..ENTRIES {
+        let mut entry = larder::CacheEntry::new(0, 1);
+        for file in 0..16 {
+            entry
+                .outputs
+                .push(larder::CacheOutput::bytes(format!("out/{file}"), contents(number, file)));
+        }
+        lab.cache.store(&task(&format!("k{number}")), &entry, &Cancel::new()).expect("stored");
+    }
+    let mut files = lab.blobs();
+    files.extend(files_below(&lab.store_path().join("manifests")));
+    files.sort();
+    assert_eq!(files.len() as u64, ENTRIES * 17);
+    // Every hundredth: flipped, cut short, or gone.
+    let mut hit = 0;
+    for (at, path) in files.iter().step_by(100).enumerate() {
+        let mut bytes = fs::read(path).expect("readable");
+        fs::remove_file(path).expect("removed");
+        match at % 3 {
+            0 => bytes[50] ^= 4,
+            1 => bytes.truncate(20),
+            _ => continue,
+        }
+        fs::write(path, bytes).expect("written");
+        hit += 1;
+    }
+    let larder = |words: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_larder"));
+        command.arg("--store").arg(lab.store_path()).args(words);
+        let output = command.output().expect("larder runs");
+        (output.status.code(), String::from_utf8(output.stdout).expect("text"))
+    };
+    let (_, listed) = larder(&["--json", "verify"]);
+    let listed: serde_json::Value = serde_json::from_str(&listed).expect("JSON");
+    let broken: Vec<&str> = listed["broken_entries"]
+        .as_array()
+        .expect("a list")
+        .iter()
+        .filter_map(serde_json::Value::as_str)
+        .collect();
+    let damaged: Vec<&str> = listed["damaged_manifests"]
+        .as_array()
+        .expect("a list")
+        .iter()
+        .filter_map(serde_json::Value::as_str)
+        .collect();
+    let damaged_blobs = listed["damaged_blobs"].as_array().expect("a list").len();
+    assert_eq!(damaged_blobs + damaged.len(), hit, "--json lists all");
+    let (status, told) = larder(&["verify", "--repair"]);
+    assert_ne!(status, Some(0), "damage was found");
+    assert!(told.lines().count() <= 24, "more than a screen:\n{told}");
+    assert!(told.contains("and ") && told.contains("--json"), "{told}");
+    let (status, told) = larder(&["verify"]);
+    assert_eq!((status, told.lines().last()), (Some(0), Some("clean")), "{told}");
+    let mut lost = 0;
+    for number in 0..ENTRIES {
+        let key = format!("k{number}");
+        let name = task(&key).to_string();
+        let place = lab.path(&format!("place {number}"));
+        let restored =
+            lab.restore(&key, &place, RestoreOptions::default()).expect("no damage is left");
+        let shard = lab.store_path().join("manifests").join(&name[..2]).join(&name[2..]);
+        if broken.contains(&name.as_str()) || damaged.contains(&name.as_str()) || !shard.exists() {
+            assert!(restored.is_none(), "{key} was lost");
+            lost += 1;
+            continue;
+        }
+        assert!(restored.is_some(), "{key} was not damaged");
+        for file in 0..16 {
+            let found = fs::read(place.join(format!("out/{file}"))).expect("there");
+            assert!(found == contents(number, file), "{key}, file {file}");
+        }
+    }
+    assert!(lost <= files.len() as u64 / 100 + 1, "{lost} entries for {} files", files.len() / 100);
+}
+
 /// Found by fuzzing: the process that repaired a damaged index went on calling it damaged.
 #[test]
 fn a_repair_settles_a_damaged_index() {

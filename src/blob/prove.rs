@@ -53,6 +53,20 @@ impl BlobStore {
         }
     }
 
+    /// Opens a blob; what cannot be one goes to quarantine, and reads as nothing.
+    pub(crate) fn open_or_judge(&self, digest: &Digest, mode: u32) -> Result<Option<OpenBlob>> {
+        let error = match self.open_blob(digest, mode) {
+            Err(error) => error,
+            opened => return opened,
+        };
+        let Some(stat) = self.stat(digest, mode)? else { return Ok(None) };
+        if stat.kind == FileKind::Regular && !is_damage(&error, &stat) {
+            return Err(error);
+        }
+        self.quarantine(digest, mode, Some(stat.inode))?;
+        Ok(None)
+    }
+
     /// Proves a blob: by its stamp, or by its bytes where the stamp is unknown, does not fit, is
     /// from an epoch that a power cut may have hit, or at level `content`. Heals what it can (I6)
     /// and quarantines what it cannot. Blocking; microseconds by stamp.

@@ -223,6 +223,9 @@ pub(super) struct Verify {
     /// write the index anew.
     #[arg(long)]
     pub(super) repair: bool,
+    /// A workspace to bring damaged blobs back from, with --repair; may be given several times.
+    #[arg(long, value_name = "DIR", requires = "repair")]
+    pub(super) workspace: Vec<PathBuf>,
 }
 
 #[derive(Debug, ClapArgs)]

@@ -13,12 +13,20 @@ pub(super) fn main(global: &Global, args: &Verify, printer: &Printer) -> Result<
     let repair = if args.repair { Repair::Yes } else { Repair::No };
     let total = if printer.wants_progress() { cache.blob_bytes()? } else { 0 };
     let mut bar = ByteBar::new(printer, "verifying", total);
-    let report = cache.scrub(repair, &Cancel::new(), &mut |bytes| bar.advance(bytes));
+    let mut progress = |bytes| bar.advance(bytes);
+    let report = if args.workspace.is_empty() {
+        cache.scrub(repair, &Cancel::new(), &mut progress)
+    } else {
+        cache.repair_from(&args.workspace, &Cancel::new(), &mut progress)
+    };
     bar.finish();
     let report = report?;
     printer.result(|| text(&report, args.repair), || object(&report, args.repair));
     Ok(if report.is_clean() { Status::Done } else { Status::Damage })
 }
+
+/// So many of each kind are listed, so that all fits a screen.
+const LISTED_MAX: usize = 5;
 
 fn text(report: &ScrubReport, is_repaired: bool) -> String {
     let mut lines = vec![format!(
@@ -28,8 +36,13 @@ fn text(report: &ScrubReport, is_repaired: bool) -> String {
         plural(report.blobs, "blob", "blobs"),
     )];
     let mut list = |what: &str, items: &[String], deed: &str| {
-        for item in items {
-            lines.push(format!("{what} {item}{}", if is_repaired { deed } else { "" }));
+        let deed = if is_repaired { deed } else { "" };
+        for item in items.iter().take(LISTED_MAX) {
+            lines.push(format!("{what} {item}{deed}"));
+        }
+        let more = items.len().saturating_sub(LISTED_MAX) as u64;
+        if more > 0 {
+            lines.push(format!("  and {} more{deed} (--json lists all)", count(more)));
         }
     };
     list("damaged blob", &report.damaged_blobs, ": quarantined");
@@ -49,6 +62,12 @@ fn text(report: &ScrubReport, is_repaired: bool) -> String {
             ));
         }
     };
+    number(
+        report.healed_blobs,
+        "blob healed from a workspace",
+        "blobs healed from a workspace",
+        "",
+    );
     number(report.newer_entries, "entry of a newer version", "entries of a newer version", "");
     number(report.damaged_rows, "damaged index row", "damaged index rows", ": index written anew");
     number(report.stale_rows, "stale index row", "stale index rows", ": index written anew");
@@ -75,6 +94,7 @@ fn object(report: &ScrubReport, is_repaired: bool) -> Value {
         "blobs": report.blobs,
         "blob_bytes": report.blob_bytes,
         "damaged_blobs": report.damaged_blobs,
+        "healed_blobs": report.healed_blobs,
         "damaged_manifests": report.damaged_manifests,
         "broken_entries": report.broken_entries,
         "newer_entries": report.newer_entries,

@@ -85,19 +85,24 @@ impl Cache {
 
     fn read_private(&self, wanted: &BlobRef) -> Result<Vec<u8>> {
         let mut bytes = Vec::new();
-        let blob = self.inner.blobs.open_blob(&wanted.digest, PRIVATE_BLOB_MODE)?;
-        let path = || self.inner.blobs.blob_path(&wanted.digest, PRIVATE_BLOB_MODE);
+        let blobs = &self.inner.blobs;
+        let path = || blobs.blob_path(&wanted.digest, PRIVATE_BLOB_MODE);
         let damaged = |actual| Error::Damaged { path: path(), expected: wanted.digest, actual };
-        let Some(blob) = blob else { return Err(damaged(None)) };
+        let Some(blob) = blobs.open_or_judge(&wanted.digest, PRIVATE_BLOB_MODE)? else {
+            return Err(damaged(None));
+        };
         if blob.stat.size_bytes == wanted.size_bytes {
-            let read = disk::read_exactly(&blob.file, wanted.size_bytes as usize, &mut bytes);
-            read.context("read", path)?;
+            match disk::read_exactly(&blob.file, wanted.size_bytes as usize, &mut bytes) {
+                // Damage, as other bytes are.
+                Err(error) if disk::is_unreadable(&error, blob.stat.user) => bytes.clear(),
+                read => read.context("read", path)?,
+            }
             if Digest::of(&bytes) == wanted.digest {
                 return Ok(bytes);
             }
         }
         let judged = Some(blob.stat.inode);
-        self.inner.blobs.quarantine(&wanted.digest, PRIVATE_BLOB_MODE, judged)?;
+        blobs.quarantine(&wanted.digest, PRIVATE_BLOB_MODE, judged)?;
         Err(damaged((!bytes.is_empty()).then(|| Digest::of(&bytes))))
     }
 

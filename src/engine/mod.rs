@@ -28,6 +28,7 @@ mod evict;
 mod flight;
 mod ghosts;
 mod ground;
+mod heal;
 mod health;
 mod hold;
 mod inputs;

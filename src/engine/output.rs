@@ -290,7 +290,7 @@ impl StoredBlob {
     /// # Errors
     /// [`Error::Damaged`] if the blob is not there.
     pub fn open(&self) -> Result<BlobReader> {
-        let Some(blob) = self.cache.blobs.open_blob(&self.digest, self.mode)? else {
+        let Some(blob) = self.cache.blobs.open_or_judge(&self.digest, self.mode)? else {
             let path = self.cache.blobs.blob_path(&self.digest, self.mode);
             return Err(Error::Damaged { path, expected: self.digest, actual: None });
         };

@@ -4,12 +4,14 @@ use super::{Cache, entries};
 use crate::blob::Rehash;
 use crate::cancel::Cancel;
 use crate::digest::Digest;
-use crate::disk::{self, layout};
+use crate::disk::{self, Dir, layout};
 use crate::error::{Context, Result};
 use crate::index::{Change, Row};
 use crate::key::TaskDigest;
+use crate::ledger::Ledger;
 use crate::manifest::DecodeError;
 use std::collections::{HashMap, HashSet};
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// Whether a scrub only looks.
@@ -32,6 +34,8 @@ pub struct ScrubReport {
     pub blob_bytes: u64,
     /// Blobs whose bytes are not those of their digest, or that could not be read.
     pub damaged_blobs: Vec<String>,
+    /// Blobs that were missing or damaged and came back from a workspace.
+    pub healed_blobs: u64,
     /// Entries whose manifest decodes.
     pub entries: u64,
     /// Entries of a newer version of Larder, which this one cannot read. While there are any, no
@@ -79,6 +83,36 @@ impl Cache {
         cancel: &Cancel,
         progress: &mut dyn FnMut(u64),
     ) -> Result<ScrubReport> {
+        self.scrub_beside(repair, &[], cancel, progress)
+    }
+
+    /// Repairs the store as [`Cache::scrub`] does. What is missing or damaged of an entry's outputs comes
+    /// back from the first of these workspaces that has the same bytes under a name that the entry has
+    /// for them; only an entry that still lacks something is dropped.
+    ///
+    /// # Errors
+    /// As [`Cache::scrub`]; or if a workspace cannot be opened.
+    pub fn repair_from(
+        &self,
+        workspaces: &[PathBuf],
+        cancel: &Cancel,
+        progress: &mut dyn FnMut(u64),
+    ) -> Result<ScrubReport> {
+        let open = |path: &PathBuf| {
+            let opened = Dir::open(path, self.inner.options.capabilities);
+            opened.context("open the workspace", || path)
+        };
+        let workspaces: Vec<Dir> = workspaces.iter().map(open).collect::<Result<_>>()?;
+        self.scrub_beside(Repair::Yes, &workspaces, cancel, progress)
+    }
+
+    fn scrub_beside(
+        &self,
+        repair: Repair,
+        workspaces: &[Dir],
+        cancel: &Cancel,
+        progress: &mut dyn FnMut(u64),
+    ) -> Result<ScrubReport> {
         // Before the first manifest is read: what is stored from here on is noted for it.
         let mut sweeper = match repair {
             Repair::No => None,
@@ -92,8 +126,12 @@ impl Cache {
         // Manifests before blobs: a store that goes on meanwhile publishes its blobs first.
         let entries = self.scrub_manifests(repair, cancel, &mut report)?;
         let mut orphans = Vec::new();
-        let intact =
+        let mut intact =
             self.scrub_blobs(repair, cancel, progress, &entries, &mut report, &mut orphans)?;
+        if !workspaces.is_empty() {
+            let workspaces: Vec<&Dir> = workspaces.iter().collect();
+            self.heal_entries(&workspaces, cancel, &entries, &mut intact, &mut report)?;
+        }
         self.scrub_entries(repair, &entries, &intact, &mut report)?;
         self.scrub_index(repair, &entries, &mut report);
         if let Some(mut sweeper) = sweeper {
@@ -182,6 +220,32 @@ impl Cache {
         })?;
         report.strangers += strangers as u64;
         Ok(intact)
+    }
+
+    /// Before the entries are judged, and under the sweeper's lock.
+    fn heal_entries(
+        &self,
+        workspaces: &[&Dir],
+        cancel: &Cancel,
+        entries: &Entries,
+        intact: &mut IntactBlobs,
+        report: &mut ScrubReport,
+    ) -> Result<()> {
+        for (task, entry) in &entries.tasks {
+            if entry.needs.iter().all(|number| intact.0.contains(number)) {
+                continue;
+            }
+            let Some((manifest, _)) = self.read_manifest(task)? else { continue };
+            let is_intact = |name: &(Digest, u32)| {
+                entries.numbers.get(name).is_some_and(|number| intact.0.contains(number))
+            };
+            let needs = manifest.blobs().map(|(blob, mode)| (blob.digest, mode));
+            let lost: HashSet<(Digest, u32)> = needs.filter(|name| !is_intact(name)).collect();
+            let back = self.heal(&manifest, &lost, workspaces, &Ledger::default(), cancel)?;
+            report.healed_blobs += back.len() as u64;
+            intact.0.extend(back.iter().filter_map(|name| entries.numbers.get(name)));
+        }
+        Ok(())
     }
 
     fn scrub_entries(

@@ -201,7 +201,7 @@ impl Cache {
     }
 
     /// Adds what a batch has published to what the store holds.
-    fn count_published(&self, batch: &Batch<'_>) {
+    pub(super) fn count_published(&self, batch: &Batch<'_>) {
         let (blobs, blob_bytes) = batch.published();
         let more = Totals { blobs, blob_bytes, ..Totals::default() };
         self.inner.tally.change(|reading| reading.add(&more));

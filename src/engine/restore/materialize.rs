@@ -316,6 +316,10 @@ impl<'a> Materializer<'a> {
                 Err(self.damaged(file, Some(actual), &blob))
             }
             copied => {
+                // An error of the blob, or of the workspace: the blob's bytes say which.
+                if copied.as_ref().is_err_and(|error| disk::is_unreadable(error, blob.stat.user)) {
+                    self.prove_at(file, VerifyLevel::Content)?;
+                }
                 copied.context("copy to", || &file.node.path)?;
                 self.finish(file, &target)
             }
@@ -341,8 +345,11 @@ impl<'a> Materializer<'a> {
 
     /// Proves the blob of a file, or says what is wrong with it.
     pub(super) fn prove(&self, file: &FileNode<'_>) -> Result<FileStat> {
+        self.prove_at(file, self.options.verify_level)
+    }
+
+    fn prove_at(&self, file: &FileNode<'_>, level: VerifyLevel) -> Result<FileStat> {
         let mode = blob_mode(file.mode);
-        let level = self.options.verify_level;
         match self
             .cache
             .inner

@@ -51,6 +51,8 @@ enum Attempt {
     Miss,
     /// The entry was evicted or replaced meanwhile; nothing was changed.
     Outdated,
+    /// Blobs were damaged, and some came back from the workspace; nothing was changed.
+    Healed,
 }
 
 impl Cache {
@@ -62,8 +64,9 @@ impl Cache {
     /// one.
     ///
     /// # Errors
-    /// [`Error::Damaged`] if a blob is missing or has other bytes: the workspace is as it was, the
-    /// entry is dropped, what was found is in quarantine. [`Error::WorkspaceRefused`] if a root is a
+    /// [`Error::Damaged`] if a blob is missing or has other bytes, and the workspace has no file to
+    /// heal it from: the workspace is as it was, the entry is dropped, what was found is in
+    /// quarantine. [`Error::WorkspaceRefused`] if a root is a
     /// symlink, or lies behind one. [`Error::Full`].
     pub fn restore(
         &self,
@@ -75,14 +78,17 @@ impl Cache {
         /// So often an entry must be replaced, or evicted, under a restore before it gives up.
         const ROUNDS_MAX: usize = 4;
         let options = self.allowed(options);
+        let mut may_heal = true;
         for _ in 0..ROUNDS_MAX {
-            match self.try_restore(task, workspace, options, cancel)? {
+            match self.try_restore(task, workspace, options, may_heal, cancel)? {
                 Attempt::Done(restored) => {
                     self.inner.uses.note(task, true);
                     return Ok(Some(*restored));
                 }
                 Attempt::Miss => return Ok(None),
                 Attempt::Outdated => {}
+                // All that the workspace has is back.
+                Attempt::Healed => may_heal = false,
             }
         }
         Ok(None)
@@ -93,6 +99,7 @@ impl Cache {
         task: &TaskDigest,
         workspace: &Path,
         options: RestoreOptions,
+        may_heal: bool,
         cancel: &Cancel,
     ) -> Result<Attempt> {
         cancel.check()?;
@@ -152,6 +159,14 @@ impl Cache {
                 Ok(Attempt::Done(Box::new(counters.restored(manifest, stat.stamp()))))
             }
             Err(error @ Error::Damaged { .. }) => {
+                // Under the lease, so no other restore changes the workspace. What goes wrong here is
+                // less than what is told then.
+                if may_heal
+                    && self.is_manifest(task, stat.stamp())?
+                    && self.heal_from_workspace(&manifest, &dir, &ledger, cancel).unwrap_or(false)
+                {
+                    return Ok(Attempt::Healed);
+                }
                 // A blob that is gone with its entry was evicted. Else it is damage, and the entry
                 // goes, so that the next lookup is a miss and the next store heals it.
                 if self.remove_if_unchanged(task, stat.stamp())? {
