@@ -313,9 +313,9 @@ impl Batch<'_> {
                 }
                 // What lay there was damaged and is gone.
                 Ok(Placed::Occupied) => {}
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                    let made = self.blobs.blobs.make_new(shard.folder(), 0o700);
-                    let _ = made.context("make the folder of", path)?;
+                Err(error) if disk::is_absent(&error) => {
+                    let made = self.blobs.make_folder(&self.blobs.blobs, shard.folder());
+                    made.context("make the folder of", path)?;
                 }
                 Err(error) => return Err(error).context("publish", path),
             }

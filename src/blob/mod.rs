@@ -29,7 +29,7 @@ pub(crate) use staging::Staged;
 pub(crate) use stamps::StampView;
 
 use crate::digest::Digest;
-use crate::disk::{self, Capabilities, Dir, FileStat, Stamp, layout, layout::Shard};
+use crate::disk::{self, Capabilities, Dir, FileKind, FileStat, Placed, Stamp, layout, layout::Shard};
 use crate::error::{Context, Result};
 use crate::identity::Identity;
 use crate::shards;
@@ -95,7 +95,7 @@ impl BlobStore {
         let shard = Shard::of_blob(digest.as_bytes(), mode);
         match self.blobs.open_regular(shard.name()) {
             Ok((file, stat)) => Ok(Some(OpenBlob { file, stat })),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) if disk::is_absent(&error) => Ok(None),
             Err(error) => Err(error).context("open the blob", || self.blob_path(digest, mode)),
         }
     }
@@ -145,6 +145,21 @@ impl BlobStore {
         Ok(kept)
     }
 
+    /// Makes a folder of blobs or manifests that is missing. What stands in its place and is none goes
+    /// to quarantine.
+    pub(crate) fn make_folder(&self, parent: &Dir, name: &OsStr) -> io::Result<()> {
+        const MODE: u32 = 0o700;
+        if parent.make_new(name, MODE)? == Placed::Occupied
+            && parent.stat(name)?.is_some_and(|stat| stat.kind != FileKind::Directory)
+        {
+            match self.set_aside(parent, name, "folder") {
+                Err(error) if !disk::is_absent(&error) => return Err(error),
+                _ => parent.make_new(name, MODE).map(drop)?,
+            }
+        }
+        Ok(())
+    }
+
     /// Moves a bad blob to quarantine; nothing to do if it is gone already. If the inode under the
     /// name is not the one that was judged, it goes back: somebody healed the blob meanwhile.
     pub(crate) fn quarantine(
@@ -156,7 +171,7 @@ impl BlobStore {
         let shard = Shard::of_blob(digest.as_bytes(), mode);
         let kept =
             match self.set_aside(&self.blobs, shard.name(), &format!("blob-{}", digest.short())) {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+                Err(error) if disk::is_absent(&error) => return Ok(()),
                 kept => kept.context("quarantine", || self.blob_path(digest, mode))?,
             };
         let moved =

@@ -46,8 +46,11 @@ impl Staging {
             match dir.create_unnamed(folder, mode) {
                 Ok(file) => return Ok(Staged { staging: self, file, name: None }),
                 Err(error) if disk::is_unsupported(&error) => self.refuse_unnamed(),
-                // The first file of its folder.
-                Err(error) if error.kind() == io::ErrorKind::NotFound && near.is_some() => {
+                // The first file of its folder, or something else is in the folder's place.
+                Err(error)
+                    if near.is_some()
+                        && (disk::is_absent(&error) || disk::is_not_a_directory(&error)) =>
+                {
                     return self.create(None, mode);
                 }
                 Err(error) => return Err(error).context("make a file in", || &self.path),

@@ -102,6 +102,11 @@ pub(crate) fn is_forbidden(error: &io::Error) -> bool {
     rustix::io::Errno::from_io_error(error) == Some(rustix::io::Errno::PERM)
 }
 
+/// Whether there is no such name: also because what should be its directory is none.
+pub(crate) fn is_absent(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
+}
+
 /// Whether a walk met a symlink, or something else that is no directory, where a directory was
 /// expected.
 pub(crate) fn is_not_a_directory(error: &io::Error) -> bool {

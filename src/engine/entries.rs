@@ -174,9 +174,16 @@ impl Cache {
         let replaced = self.stat_manifest(task)?;
         let file = &mut staged.staged;
         let renamed = match file.replace(manifests, shard.name()) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => manifests
-                .make_child(shard.folder(), 0o700)
-                .and_then(|_| file.replace(manifests, shard.name())),
+            Err(error) if disk::is_absent(&error) => self
+                .inner
+                .blobs
+                .make_folder(manifests, shard.folder())
+                .and_then(|()| file.replace(manifests, shard.name())),
+            // A directory in its place, which nobody has looked at yet.
+            Err(error) if error.kind() == io::ErrorKind::IsADirectory => {
+                self.read_manifest(task)?;
+                file.replace(manifests, shard.name())
+            }
             renamed => renamed,
         };
         renamed.context("publish", path)?;
@@ -266,7 +273,7 @@ impl Cache {
         let path = || self.manifest_path(task);
         let decoded = match load_beside(&self.inner.manifests, shard.name(), task, beside) {
             Ok(decoded) => decoded,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) if disk::is_absent(&error) => return Ok(None),
             Err(error) if self.is_no_manifest(task, &error) => Err(DecodeError::Checksum),
             Err(error) => return Err(error).context("read", path),
         };
@@ -277,7 +284,7 @@ impl Cache {
             Err(_) => {
                 let label = format!("manifest-{}", &task.to_string()[..12]);
                 match self.inner.blobs.set_aside(&self.inner.manifests, shard.name(), &label) {
-                    Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    Err(error) if !disk::is_absent(&error) => {
                         Err(error).context("quarantine", path)
                     }
                     _ => Ok(None),

@@ -212,7 +212,7 @@ impl<'a> Materializer<'a> {
         match linked {
             Ok(Placed::Here) => {}
             Ok(Placed::Occupied) => return Err(occupied(file)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            Err(error) if disk::is_absent(&error) => {
                 return Err(self.missing(file));
             }
             // Of others' files only: to those of our own there may be links.

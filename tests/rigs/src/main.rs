@@ -11,6 +11,7 @@ mod check;
 mod index;
 mod options;
 mod report;
+mod rot;
 mod tale;
 mod work;
 
@@ -24,6 +25,8 @@ fn main() -> ExitCode {
         "check" => check::check(&options),
         "index" => index::run(&options),
         "index-states" => index::run_states(&options),
+        "rot" => rot::run(&options),
+        "rot-states" => rot::run_states(&options),
         _ => Err(format!("there is no rig {rig:?}").into()),
     });
     match ended {

@@ -52,10 +52,15 @@ impl Report {
 
     /// Takes over what another has found.
     pub(crate) fn absorb(&mut self, other: &Report) {
+        self.absorb_figures(other);
+        self.violations += other.violations;
+    }
+
+    /// Takes over what another has done; its violations were told already.
+    pub(crate) fn absorb_figures(&mut self, other: &Report) {
         for (figure, more) in &other.figures {
             self.add(figure, *more);
         }
-        self.violations += other.violations;
     }
 
     /// Reads the line that another process has printed.

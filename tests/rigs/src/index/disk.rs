@@ -63,8 +63,9 @@ impl Image {
 
     /// Flips one bit of a page that is in use.
     pub(super) fn flip(&mut self, dice: &mut Dice) {
-        let used: Vec<usize> =
-            (0..self.pages.len()).filter(|page| self.pages[*page].iter().any(|byte| *byte != 0)).collect();
+        let used: Vec<usize> = (0..self.pages.len())
+            .filter(|page| self.pages[*page].iter().any(|byte| *byte != 0))
+            .collect();
         let page = used[dice.below(used.len() as u64) as usize];
         let at = dice.below(PAGE_BYTES as u64) as usize;
         Arc::make_mut(&mut self.pages[page])[at] ^= 1 << dice.below(8);
@@ -238,9 +239,8 @@ impl StorageBackend for Handle {
     fn unlock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<(), BackendError> {
         let mut state = self.disk.lock();
         let given_back = (self.number, range(start, end));
-        let held = |(owner, held, _): &(u64, Range<u64>, bool)| {
-            (*owner, held.clone()) == given_back
-        };
+        let held =
+            |(owner, held, _): &(u64, Range<u64>, bool)| (*owner, held.clone()) == given_back;
         if let Some(position) = state.locks.iter().position(held) {
             state.locks.remove(position);
         }

@@ -45,9 +45,8 @@ impl Life {
         let disk = Disk::new(base.clone());
         let mut life = Life { base, events: Vec::new(), states: vec![rows], commits: Vec::new() };
         let cache_bytes = [0, 1 << 16, 1 << 20][dice.below(3) as usize];
-        let open = |dice: &mut Dice| {
-            RiggedIndex::open(disk.handle(), cache_bytes, dice.below(4) != 0)
-        };
+        let open =
+            |dice: &mut Dice| RiggedIndex::open(disk.handle(), cache_bytes, dice.below(4) != 0);
         let mut first = Some(open(dice)?);
         let mut second = None;
         for _ in 0..1 + dice.below(8) {
@@ -123,7 +122,10 @@ impl Life {
                     ));
                     return None;
                 };
-                report.add(if commit > acknowledged { "states_ahead" } else { "states_acknowledged" }, 1);
+                report.add(
+                    if commit > acknowledged { "states_ahead" } else { "states_acknowledged" },
+                    1,
+                );
                 Some((image, rows))
             }
             Ok((_, bad, why)) => {
@@ -156,9 +158,8 @@ impl Life {
         match read(&image, is_believed) {
             Ok((rows, bad, _)) => {
                 report.add("rows_refused", bad as u64);
-                let is_known = |(task, number): (&[u8; 32], &u64)| {
-                    written.get(*number as usize) == Some(task)
-                };
+                let is_known =
+                    |(task, number): (&[u8; 32], &u64)| written.get(*number as usize) == Some(task);
                 let wrong = rows.iter().filter(|row| !is_known((row.0, row.1))).count();
                 if wrong > 0 {
                     report.violation(&format!(

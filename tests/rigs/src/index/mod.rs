@@ -39,14 +39,16 @@ pub(crate) fn run(options: &Options) -> Result<Report> {
     let batches = options.count.unwrap_or(100_000).div_ceil(BATCH);
     let threads = std::thread::available_parallelism()?.get() as u64;
     let reports: Vec<Report> = std::thread::scope(|scope| {
-        let run = |thread| move || {
-            let mut report = Report::new();
-            for batch in (thread..batches).step_by(threads as usize) {
-                if let Err(error) = run_batch(options, batch, &mut report) {
-                    report.violation(&format!("batch {batch}: {error}"));
+        let run = |thread| {
+            move || {
+                let mut report = Report::new();
+                for batch in (thread..batches).step_by(threads as usize) {
+                    if let Err(error) = run_batch(options, batch, &mut report) {
+                        report.violation(&format!("batch {batch}: {error}"));
+                    }
                 }
+                report
             }
-            report
         };
         let running: Vec<_> = (0..threads).map(|thread| scope.spawn(run(thread))).collect();
         running.into_iter().map(|thread| thread.join().expect("it does not panic")).collect()
@@ -74,7 +76,9 @@ fn run_batch(options: &Options, batch: u64, report: &mut Report) -> Result<()> {
             });
         }
         None if is_bad => report.add("ended", 1),
-        None => report.violation(&format!("seed {seed}, {kind}: the process ended ({})", output.status)),
+        None => {
+            report.violation(&format!("seed {seed}, {kind}: the process ended ({})", output.status))
+        }
     }
     Ok(())
 }
