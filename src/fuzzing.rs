@@ -4,10 +4,44 @@
 use crate::index::Row;
 use crate::key::TaskDigest;
 use crate::manifest::{Origin, wrap_body};
+use crate::{engine, identity, ledger};
 
 /// A manifest file with this body, taken verbatim, valid or not, and right checksums around it.
 pub fn wrap_manifest_body(body: &[u8]) -> Vec<u8> {
     wrap_body(body, &TaskDigest::from_bytes([0; 32]), &Origin::default())
+}
+
+/// As [`wrap_manifest_body`], as the manifest of `task`.
+pub fn wrap_manifest_of(task: &TaskDigest, body: &[u8]) -> Vec<u8> {
+    wrap_body(body, task, &Origin::default())
+}
+
+/// Whether these contents are a store's identity, behind a checksum that fits.
+///
+/// # Panics
+/// If what decodes does not encode to the same bytes. So do those below.
+pub fn decode_identity(contents: &[u8]) -> bool {
+    identity::decodes(contents)
+}
+
+/// The version that a `FORMAT` of this line says, behind a checksum that fits.
+pub fn decode_format(line: &str) -> Option<u32> {
+    identity::version_of(line)
+}
+
+/// Whether these contents are a ghost, behind a checksum that fits.
+pub fn decode_ghost(contents: &[u8; 28]) -> bool {
+    engine::ghost_decodes(contents)
+}
+
+/// How many entries a block of `references` of these bytes has, behind its checksum.
+pub fn decode_references(block: &[u8]) -> usize {
+    engine::count_references(block)
+}
+
+/// How many rows a ledger of these bytes has, behind its checksum.
+pub fn decode_ledger(rows: &[u8]) -> usize {
+    ledger::count_rows(rows)
 }
 
 /// Whether `bytes` are a row of this task in the store with this row key.

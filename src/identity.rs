@@ -418,7 +418,7 @@ impl State {
             boot_epoch: u32::from_le_bytes(take(&mut rest)?),
             pending: u32::from_le_bytes(take(&mut rest)?),
             doubtful: rest
-                .chunks_exact(8)
+                .chunks(8)
                 .map(|mut pair| {
                     Some((
                         u32::from_le_bytes(take(&mut pair)?),
@@ -429,6 +429,25 @@ impl State {
         };
         Some(state)
     }
+}
+
+/// Whether these contents are an identity, behind a checksum that fits; for the fuzz targets.
+///
+/// # Panics
+/// If what decodes does not encode to the same bytes.
+#[cfg(fuzzing)]
+pub(crate) fn decodes(contents: &[u8]) -> bool {
+    let checksum = blake3::derive_key(CHECKSUM_CONTEXT, contents);
+    let bytes = [contents, &checksum].concat();
+    let state = State::decode(&bytes);
+    assert!(state.as_ref().is_none_or(|state| state.encode() == bytes), "one encoding: {state:?}");
+    state.is_some()
+}
+
+/// The version that a `FORMAT` of this line says, behind a checksum that fits; for the fuzz targets.
+#[cfg(fuzzing)]
+pub(crate) fn version_of(line: &str) -> Option<u32> {
+    parse_format(format!("{line}\n{}\n", crate::Digest::of(line.as_bytes())).as_bytes())
 }
 
 /// Whether `root` holds a store, of whatever version: its first file is ours.

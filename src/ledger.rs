@@ -351,6 +351,26 @@ impl<'a> Cursor<'a> {
     }
 }
 
+/// How many rows a ledger of these bytes has, behind its checksum; for the fuzz targets.
+///
+/// # Panics
+/// If a row that is there is not the one that is found by its path, where the paths are sorted.
+#[cfg(fuzzing)]
+pub(crate) fn count_rows(rows: &[u8]) -> usize {
+    let bytes = [&[0; HEADER_BYTES], rows].concat();
+    let ledger = Ledger { starts: starts(&bytes), bytes };
+    let paths: Vec<&[u8]> = ledger.rows().map(|row| row.path).collect();
+    assert_eq!(paths.len(), ledger.len(), "each has a row");
+    let is_sorted = paths.windows(2).all(|pair| compare_paths(pair[0], pair[1]) == Ordering::Less);
+    let mut cursor = ledger.cursor();
+    for (position, path) in paths.iter().enumerate().rev() {
+        let found = cursor.find(path);
+        assert!(found.is_some() || !is_sorted, "a row is lost");
+        assert!(!is_sorted || found.is_some_and(|(at, _)| at as usize == position));
+    }
+    ledger.len()
+}
+
 fn header(place: Place) -> [u8; 40] {
     let mut header = [0; 40];
     header[..8].copy_from_slice(MAGIC);

@@ -29,7 +29,9 @@ pub(crate) use staging::Staged;
 pub(crate) use stamps::StampView;
 
 use crate::digest::Digest;
-use crate::disk::{self, Capabilities, Dir, FileKind, FileStat, Placed, Stamp, layout, layout::Shard};
+use crate::disk::{
+    self, Capabilities, Dir, FileKind, FileStat, Placed, Stamp, layout, layout::Shard,
+};
 use crate::error::{Context, Result};
 use crate::identity::Identity;
 use crate::shards;

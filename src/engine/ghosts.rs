@@ -106,6 +106,21 @@ impl Record {
     }
 }
 
+/// Whether these contents are a ghost, behind a checksum that fits; for the fuzz targets.
+///
+/// # Panics
+/// If what decodes does not encode to the same bytes.
+#[cfg(fuzzing)]
+pub(crate) fn ghost_decodes(contents: &[u8; BODY_BYTES]) -> bool {
+    let mut bytes = [0; RECORD_BYTES];
+    bytes[..BODY_BYTES].copy_from_slice(contents);
+    let checksum = blake3::derive_key(CONTEXT, contents);
+    bytes[BODY_BYTES..].copy_from_slice(&checksum[..RECORD_BYTES - BODY_BYTES]);
+    let record = Record::decode(&bytes);
+    assert!(record.as_ref().is_none_or(|record| record.encode() == bytes), "one encoding");
+    record.is_some()
+}
+
 impl Cache {
     /// Notes entries that were evicted to keep a limit of so many bytes. Best effort.
     pub(super) fn note_evicted(&self, ghosts: impl Iterator<Item = Ghost>, size_bytes_max: u64) {

@@ -49,6 +49,9 @@ mod tally;
 mod uses;
 mod value;
 
+#[cfg(fuzzing)]
+pub(crate) use {ghosts::ghost_decodes, references::count_references};
+
 pub use clean::remove_outputs;
 pub use destroy::destroy;
 pub use entries::Hit;

@@ -142,6 +142,23 @@ impl Entry<'_> {
     }
 }
 
+/// How many entries stand at the front of a block of these bytes; for the fuzz targets.
+///
+/// # Panics
+/// If what decodes does not encode to the same bytes.
+#[cfg(fuzzing)]
+pub(crate) fn count_references(mut block: &[u8]) -> usize {
+    let mut count = 0;
+    while let Some((entry, rest)) = Entry::decode(block) {
+        let mut encoded = Vec::new();
+        entry.encode(&mut encoded);
+        assert_eq!(encoded, block[..block.len() - rest.len()], "one encoding");
+        assert!(entry.needs().all(|(_, bytes)| bytes <= u64::from(u32::MAX) * BLOCK_BYTES));
+        (count, block) = (count + 1, rest);
+    }
+    count
+}
+
 impl References {
     /// Reads where the blocks are. What cannot be read is not there.
     pub(super) fn open(root: &Dir, identity: &Identity) -> References {

@@ -35,6 +35,7 @@ use std::time::Duration;
 const BATCH: u64 = 250;
 /// A state takes some ten milliseconds.
 const STATE_SECONDS_MAX: u64 = 60;
+const INDEX: &str = "index.redb";
 /// Of each process, in KiB.
 const MEMORY_MAX: u64 = 2 << 20;
 
@@ -219,7 +220,7 @@ impl Rot {
         if let Some(cache) = &open {
             let _ = cache.lookup(&task(0));
         }
-        let kept = Kept::keep(&self.store, path, &self.directory.join("kept"))?;
+        let kept = Kept::keep(&self.store, path, damage, &self.directory.join("kept"))?;
         if !damage.inflict(&self.store.join(path), &mut self.dice)? {
             self.report.add("gone", 1);
             return Ok(());
@@ -231,17 +232,30 @@ impl Rot {
         };
         let may_be_lost = keys_of(path);
         for key in 0..KEYS {
-            self.try_key(&cache, key, damage, may_be_lost.contains(&key));
+            if let Err(error) = self.try_key(&cache, key, damage, may_be_lost.contains(&key)) {
+                drop(cache);
+                return self.refused("restore", &error, kept);
+            }
         }
-        if let Err(error) = self.heal(&cache) {
-            drop(cache);
-            return self.refused("heal", &*error, kept);
+        let cache = if path == Path::new(INDEX) { self.check_index(cache)? } else { cache };
+        let healed = self.heal(&cache);
+        drop(cache);
+        match healed.map_err(|error| error.downcast::<Error>()) {
+            Ok(()) => Ok(()),
+            Err(Ok(error)) => self.refused("heal", &error, kept),
+            Err(Err(error)) => Err(error),
         }
-        Ok(())
     }
 
-    /// Nothing wrong may come back, and only what was hit may be lost.
-    fn try_key(&mut self, cache: &Cache, key: u64, damage: Damage, may_be_lost: bool) {
+    /// Nothing wrong may come back, and only what was hit may be lost. An error is that of an obstacle
+    /// that the store does not work around.
+    fn try_key(
+        &mut self,
+        cache: &Cache,
+        key: u64,
+        damage: Damage,
+        may_be_lost: bool,
+    ) -> larder::Result<()> {
         let task = task(key);
         // So often, that the index is opened.
         for _ in 0..5 {
@@ -274,10 +288,12 @@ impl Rot {
                     Err(error) => self.violation(&format!("key {key} cannot be read: {error}")),
                 },
                 Ok(None) | Err(Error::Damaged { .. }) if may_be_lost => self.report.add("lost", 1),
+                Err(error @ Error::Io { .. }) if damage.is_obstacle() => return Err(error),
                 other => self.violation(&format!("key {key} does not come back: {other:?}")),
             }
         }
         self.try_log(cache, key, may_be_lost);
+        Ok(())
     }
 
     fn try_log(&mut self, cache: &Cache, key: u64, may_be_lost: bool) {
@@ -289,6 +305,22 @@ impl Rot {
                 self.violation(&format!("the log of key {key}: {told}"));
             }
         }
+    }
+
+    /// A damaged index is set aside by whoever opens it next: what is there afterwards is whole.
+    fn check_index(&mut self, cache: Cache) -> Result<Cache> {
+        drop(cache);
+        let cache = self.open()?;
+        (0..40).try_for_each(|_| cache.lookup(&task(0)).map(drop))?;
+        drop(cache);
+        let mut builder = redb::Database::builder();
+        builder.set_concurrency_mode(redb::ConcurrencyMode::MultiWriter);
+        builder.set_check_integrity_on_open(true);
+        let checked = std::panic::catch_unwind(|| builder.open(self.store.join(INDEX)).map(drop));
+        if self.store.join(INDEX).exists() && !matches!(checked, Ok(Ok(()))) {
+            self.violation("a damaged index is still in use");
+        }
+        Ok(self.open()?)
     }
 
     /// Verify, repair, store again: then all is as it was.
@@ -320,17 +352,18 @@ impl Rot {
         Ok(())
     }
 
-    /// A store may refuse to work where something is in its way that it may not remove; a build then
-    /// goes on without it. It must not be the contents of a file that stop it.
-    fn refused(&mut self, what: &str, error: &dyn std::error::Error, kept: Kept) -> Result<()> {
+    /// A store may refuse to work where something is in its way that it does not remove, such as a
+    /// directory in the place of a lock; a build then goes on without it. It must not be the contents
+    /// of a file that stop it, nor anything about a blob or a manifest.
+    fn refused(&mut self, what: &str, error: &Error, kept: Kept) -> Result<()> {
+        use std::error::Error as _;
         let path = kept.path.clone();
         self.report.add("refused", 1);
         let source = error.source().map(ToString::to_string).unwrap_or_default();
         let told = format!("{what}: {error}: {source}");
-        if self.what.contains("Flip")
-            || self.what.contains("Truncate")
-            || self.what.contains("Extend")
-        {
+        let is_content = path.components().count() > 1
+            && (path.starts_with("blobs") || path.starts_with("manifests"));
+        if is_content || !kept.damage.is_obstacle() || !error.allows_uncached_run() {
             self.violation(&told);
         } else {
             say(&format!("REFUSED: {}: {told}", self.what))?;
@@ -347,18 +380,19 @@ impl Rot {
 /// What is about to be damaged, kept apart, with all that it is.
 struct Kept {
     path: PathBuf,
+    damage: Damage,
     copy: PathBuf,
 }
 
 impl Kept {
-    fn keep(store: &Path, path: &Path, copy: &Path) -> Result<Kept> {
+    fn keep(store: &Path, path: &Path, damage: Damage, copy: &Path) -> Result<Kept> {
         let _ = fs::remove_dir_all(copy);
         let _ = fs::remove_file(copy);
         let original = store.join(path);
         if fs::symlink_metadata(&original).is_ok() {
             Command::new("cp").arg("-a").arg(original).arg(copy).status()?;
         }
-        Ok(Kept { path: path.to_path_buf(), copy: copy.to_path_buf() })
+        Ok(Kept { path: path.to_path_buf(), damage, copy: copy.to_path_buf() })
     }
 
     fn put_back(self, store: &Path) -> Result<()> {
