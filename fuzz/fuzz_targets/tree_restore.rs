@@ -85,6 +85,7 @@ fuzz_target!(|input: Input| {
     for (path, kind) in input.planted.iter().take(NODES_MAX) {
         plant(&workspace, &path_of(path), *kind);
     }
+    LazyLock::force(&CACHE);
     let before = look(folder);
 
     let task = TaskDigest::derive("", "tree").expect("a key");
@@ -160,13 +161,15 @@ fn plant(workspace: &Path, path: &Path, kind: Kind) {
         return;
     }
     let place = workspace.join(path);
+    if fs::symlink_metadata(&place).is_ok() {
+        return;
+    }
     let _ = fs::create_dir_all(place.parent().expect("the workspace at least"));
     let _ = match kind {
-        Kind::File(seed) if !place.is_dir() => fs::write(&place, contents(seed)),
+        Kind::File(seed) => fs::write(&place, contents(seed)),
         Kind::Directory => fs::create_dir(&place),
         Kind::Symlink(target) => symlink(TARGETS[usize::from(target) % TARGETS.len()], &place),
         Kind::Fifo => Command::new("mkfifo").arg(&place).status().map(drop),
-        Kind::File(_) => Ok(()),
     };
 }
 

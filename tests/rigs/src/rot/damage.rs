@@ -51,9 +51,8 @@ pub(super) fn plan(store: &Path) -> Result<Vec<(PathBuf, Damage)>> {
                 .for_each(&mut add);
             let size = metadata.len();
             let is_blob = name.starts_with("blobs");
-            let flips = if is_blob { size.min(20) } else { size.min(POSITIONS_MAX) };
-            for flip in 0..flips {
-                let position = flip * size / flips;
+            let positions_max = if is_blob { 20 } else { POSITIONS_MAX };
+            for (flip, position) in positions(&path, positions_max)?.into_iter().enumerate() {
                 add(Damage::Flip(position));
                 if is_blob {
                     add(Damage::FlipUnseen(position));
@@ -66,6 +65,22 @@ pub(super) fn plan(store: &Path) -> Result<Vec<(PathBuf, Damage)>> {
     }
     plan.sort_by(|first, second| first.0.cmp(&second.0));
     Ok(plan)
+}
+
+/// Where to flip a file: everywhere, or else mostly where it is not zero.
+fn positions(path: &Path, count_max: u64) -> Result<Vec<u64>> {
+    let bytes = fs::read(path)?;
+    let size = bytes.len() as u64;
+    if size <= count_max {
+        return Ok((0..size).collect());
+    }
+    let used: Vec<u64> = (0..size).filter(|position| bytes[*position as usize] != 0).collect();
+    let count = count_max * 9 / 10;
+    let step = used.len().div_ceil(count as usize).max(1);
+    let mut positions: Vec<u64> = used.into_iter().step_by(step).collect();
+    positions.extend((0..count_max - count).map(|at| at * size / (count_max - count)));
+    positions.sort_unstable();
+    Ok(positions)
 }
 
 impl Damage {

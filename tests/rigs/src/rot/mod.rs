@@ -5,7 +5,9 @@
 //! unbounded memory, no wrong byte; only entries whose own manifest or blob was hit may be lost; what is
 //! stored again must come back, from a store that a scrub then finds clean.
 //!
-//! The damage stays in the store until it is healed, so that each store has seen many. A process has a
+//! The damage stays in the store until it is healed, so that each store has seen many. (An obstacle at
+//! the top of the store, such as a directory in the place of a lock, is for its owner to remove: the
+//! store may refuse to work meanwhile, and the rig puts back what was there.) A process has a
 //! store of its own; its parent ends it when a state takes too long. What level `stamp` cannot see
 //! (DESIGN.md 7.5) is not asked of it: after a flip below the old time, hardlinks are restored at level
 //! `content` only.
@@ -26,6 +28,7 @@ use larder::{
 use library::{KEYS, keys_of, log, read_tree, store_all, task, tree};
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
+use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::mpsc;
@@ -241,6 +244,11 @@ impl Rot {
         let healed = self.heal(&cache);
         drop(cache);
         match healed.map_err(|error| error.downcast::<Error>()) {
+            Ok(()) if path.components().count() == 1 && damage.is_obstacle() => {
+                // Nothing was in need of it, and so it may still be there.
+                self.report.add("put_back", 1);
+                kept.put_back(&self.store)
+            }
             Ok(()) => Ok(()),
             Err(Ok(error)) => self.refused("heal", &error, kept),
             Err(Err(error)) => Err(error),
@@ -316,7 +324,9 @@ impl Rot {
         let mut builder = redb::Database::builder();
         builder.set_concurrency_mode(redb::ConcurrencyMode::MultiWriter);
         builder.set_check_integrity_on_open(true);
-        let checked = std::panic::catch_unwind(|| builder.open(self.store.join(INDEX)).map(drop));
+        let checked = std::panic::catch_unwind(AssertUnwindSafe(|| {
+            builder.open(self.store.join(INDEX)).map(drop)
+        }));
         if self.store.join(INDEX).exists() && !matches!(checked, Ok(Ok(()))) {
             self.violation("a damaged index is still in use");
         }
