@@ -351,6 +351,92 @@ fn a_repair_heals_blobs_from_the_workspaces_that_it_is_told_of() {
     assert_eq!(report.expect("repaired").broken_entries, [task("other").to_string()]);
 }
 
+/// A bad sector below a large blob, or below a log, ended each restore with an I/O error, and nothing
+/// healed it.
+#[test]
+fn what_the_disk_cannot_read_is_damage_however_large() {
+    if Command::new("strace").arg("-V").output().is_err() {
+        eprintln!("SKIPPED: there is no strace to make reads fail");
+        return;
+    }
+    let lab = Lab::new();
+    for (words, is_log) in
+        [(["restore", "k", "--link-mode", "copy"].as_slice(), false), (&["logs", "k"], true)]
+    {
+        let size_bytes = if is_log { 6000 } else { 600_000 };
+        let content = noise(7, size_bytes);
+        let mut entry = larder::CacheEntry::new(0, 1);
+        if is_log {
+            entry = entry.with_stdout(&content);
+        } else {
+            entry.outputs.push(larder::CacheOutput::bytes("out", &content));
+        }
+        lab.cache.store(&task("k"), &entry, &Cancel::new()).expect("stored");
+        lab.cache.maintain().expect("rows are committed");
+        let blob = lab
+            .blobs()
+            .into_iter()
+            .find(|path| fs::metadata(path).is_ok_and(|found| found.len() == size_bytes as u64));
+        let blob = fs::canonicalize(blob.expect("the blob")).expect("there");
+        let place = lab.path("place");
+        fs::create_dir_all(&place).expect("made");
+        let failed = Command::new("strace")
+            .args(["-f", "-o", "/dev/null", "-e", "inject=pread64,copy_file_range:error=EIO", "-P"])
+            .arg(&blob)
+            .arg(env!("CARGO_BIN_EXE_larder"))
+            .arg("--store")
+            .arg(lab.store_path())
+            .args(words)
+            .current_dir(&place)
+            .output()
+            .expect("strace runs");
+        let told = String::from_utf8_lossy(&failed.stderr).into_owned();
+        assert_eq!(failed.status.code(), Some(3), "{words:?}: {told}");
+        assert!(!blob.exists(), "{words:?}: it is in quarantine");
+        assert!(lab.cache.lookup(&task("k")).expect("a lookup").is_none(), "{words:?}");
+        lab.cache.store(&task("k"), &entry, &Cancel::new()).expect("stored");
+        assert!(lab.cache.logs(&task("k")).expect("healed").is_some());
+        let restored = lab.restore("k", &lab.path("other"), RestoreOptions::default());
+        assert!(restored.expect("healed").is_some());
+    }
+}
+
+/// A rig found: a folder of blobs, or of manifests, that is none stopped all that needed it for ever.
+#[test]
+fn a_folder_that_is_none_costs_what_was_in_it_and_is_made_anew() {
+    for parent in ["blobs", "manifests"] {
+        for damage in ["a file", "a symlink", "a symlink to a file", "nothing"] {
+            let lab = Lab::new();
+            write_old(&lab.workspace().join("out"), b"content");
+            lab.store("k", &["out"]);
+            let folders = fs::read_dir(lab.store_path().join(parent)).expect("listed");
+            for folder in folders.map(|folder| folder.expect("listed").path()) {
+                fs::remove_dir_all(&folder).expect("removed");
+                match damage {
+                    "a file" => write(&folder, b"x"),
+                    "a symlink" => {
+                        std::os::unix::fs::symlink("/nowhere/at/all", &folder).expect("linked");
+                    }
+                    "a symlink to a file" => {
+                        std::os::unix::fs::symlink("/etc/passwd", &folder).expect("linked");
+                    }
+                    _ => {}
+                }
+            }
+            let restored = lab.restore("k", &lab.path("place"), RestoreOptions::default());
+            assert!(
+                matches!(restored, Ok(None) | Err(Error::Damaged { .. })),
+                "{parent}, {damage}: {restored:?}"
+            );
+            lab.store("k", &["out"]);
+            let restored = lab.restore("k", &lab.path("place"), RestoreOptions::default());
+            assert!(restored.is_ok_and(|hit| hit.is_some()), "{parent}, {damage}");
+            scrub(&lab.cache, Repair::Yes);
+            assert!(scrub(&lab.cache, Repair::No).is_clean(), "{parent}, {damage}");
+        }
+    }
+}
+
 /// A log whose blob was no file could not be read, and the entry was never healed.
 #[test]
 fn a_log_that_is_no_file_is_damage() {

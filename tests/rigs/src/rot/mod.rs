@@ -44,9 +44,9 @@ const MEMORY_MAX: u64 = 2 << 20;
 
 /// Steps that this rig finds missing, and the number of states that finds them reliably.
 pub(crate) const MUTATIONS: &[(&str, u64)] = &[
-    ("CheckManifests", 2_000),
-    ("CompareStamps", 2_000),
-    ("CompareDigests", 2_000),
+    ("CheckManifests", 1_000),
+    ("CompareStamps", 1_000),
+    ("CompareDigests", 1_000),
     ("CheckSeal", 4_000),
 ];
 
