@@ -87,6 +87,10 @@ fn hash_pieces(
     size_bytes: u64,
     keep_going: &dyn Fn() -> bool,
 ) -> io::Result<Option<Digest>> {
+    // Below only this thread asks, and the others may be done before it comes to that.
+    if !keep_going() {
+        return Err(io::ErrorKind::Interrupted.into());
+    }
     let count = size_bytes.div_ceil(PIECE_BYTES) as usize;
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let (next, is_stopped) = (AtomicUsize::new(0), AtomicBool::new(false));
