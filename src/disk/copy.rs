@@ -106,10 +106,11 @@ pub(crate) fn copy_hashing(
 }
 
 /// Reads a whole small file of `size_bytes` into `buffer` (cleared first). Of a file that grew more
-/// is read; one that shrank ends early.
+/// is read; one that shrank ends early. A file with holes can claim any size: more than there is memory
+/// for is an error of kind `OutOfMemory`.
 pub(crate) fn read_exactly(file: &File, size_bytes: usize, buffer: &mut Vec<u8>) -> io::Result<()> {
     buffer.clear();
-    buffer.reserve(size_bytes + 1);
+    buffer.try_reserve(size_bytes.saturating_add(1))?;
     while buffer.len() < size_bytes {
         let offset = buffer.len() as u64;
         match rustix::io::pread(file, rustix::buffer::spare_capacity(buffer), offset) {

@@ -386,6 +386,13 @@ impl Dir {
     /// Removes whatever is at `name`, with all that is below it. Never follows a symlink, never enters
     /// another mount; gives itself the permission to empty read-only directories.
     pub(crate) fn remove_all(&self, name: &OsStr) -> io::Result<()> {
+        /// Deeper than any path of an entry; and what is deeper, as only a program can make it, must not
+        /// take a thread's stack.
+        const DEPTH_MAX: usize = 2100;
+        self.remove_within(name, DEPTH_MAX)
+    }
+
+    fn remove_within(&self, name: &OsStr, depth_max: usize) -> io::Result<()> {
         let Some(stat) = self.stat(name)? else {
             return Ok(());
         };
@@ -408,8 +415,9 @@ impl Dir {
         if stat.mode & 0o700 != 0o700 {
             dir.set_mode_self(0o700)?;
         }
+        let depth_max = depth_max.checked_sub(1).ok_or(Errno::NAMETOOLONG)?;
         for (child, _) in dir.entries()? {
-            dir.remove_all(&child)?;
+            dir.remove_within(&child, depth_max)?;
         }
         self.remove_dir(name)?;
         Ok(())
@@ -671,6 +679,32 @@ mod tests {
             assert!(dir.stat("a".as_ref())?.is_none() && dir.stat("c".as_ref())?.is_some());
             Ok(())
         })
+    }
+
+    #[test]
+    fn a_tree_without_a_bottom_takes_no_stack() -> io::Result<()> {
+        use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+        // Each level is a descriptor.
+        let limit = getrlimit(Resource::Nofile);
+        let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
+        let folder = tempfile::tempdir()?;
+        let root = Dir::open(folder.path(), Capabilities::all())?;
+        let name = OsStr::new("d");
+        let mut deepest = Dir::open(folder.path(), Capabilities::all())?;
+        for _ in 0..2500 {
+            let _ = deepest.make_new(name, 0o700)?;
+            deepest = deepest.open_child(name)?;
+        }
+        let removed = std::thread::scope(|scope| {
+            let work = || root.remove_all(OsStr::new("d"));
+            // As tokio's.
+            let thread = std::thread::Builder::new().stack_size(2 << 20).spawn_scoped(scope, work);
+            thread.map(std::thread::ScopedJoinHandle::join)
+        });
+        assert!(removed?.expect("no panic").is_err(), "it is told, not tried");
+        let removed = std::process::Command::new("rm").arg("-rf").arg(folder.path()).status()?;
+        assert!(removed.success());
+        Ok(())
     }
 
     #[test]

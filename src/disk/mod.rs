@@ -36,7 +36,7 @@ pub(crate) use hash::{BUFFER_BYTES, hash_contents};
 pub(crate) use listing::Listing;
 pub(crate) use lock::{EAGER, Lock, LockMode, PATIENT};
 pub(crate) use map::copy_to_staged;
-pub(crate) use sharing::{Access, SHARED_ROOT_MODE, admits_us};
+pub(crate) use sharing::{Access, SHARED_ROOT_MODE, admits_us, is_open_to_all};
 pub use stat::Timestamp;
 pub(crate) use stat::{FileKind, FileStat, Stamp};
 pub(crate) use system::{

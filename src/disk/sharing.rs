@@ -59,6 +59,11 @@ pub(crate) fn admits_us(root: &FileStat) -> bool {
     is_ours() || (Access::of(root).is_shared() && is_of_our_group())
 }
 
+/// Whether everybody may write to a directory, and so rename and replace what is in it.
+pub(crate) fn is_open_to_all(root: &FileStat) -> bool {
+    root.mode & 0o002 != 0
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

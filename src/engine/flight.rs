@@ -76,8 +76,11 @@ impl Cache {
             let again = file.try_clone().context("open", path)?;
             let Some(lock) = Lock::try_acquire(again, LockMode::Exclusive).context("lock", path)?
             else {
+                // Whatever is longer is no number.
+                const NUMBER_BYTES_MAX: u64 = 32;
                 let mut text = Vec::new();
-                let read = disk::read_exactly(&file, stat.size_bytes as usize, &mut text);
+                let size_bytes = stat.size_bytes.min(NUMBER_BYTES_MAX) as usize;
+                let read = disk::read_exactly(&file, size_bytes, &mut text);
                 let process = read.ok().and_then(|()| String::from_utf8(text).ok());
                 let process = process.and_then(|text| text.trim().parse().ok());
                 return Ok(Claim::Building { process, since: stat.modified });

@@ -80,6 +80,7 @@ use crate::ledger::Ledgers;
 use crate::options::{CacheOptions, Sharing};
 use ground::Ground;
 use std::ffi::OsStr;
+use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -117,7 +118,6 @@ pub struct Cache {
     inner: Arc<Inner>,
 }
 
-#[derive(Debug)]
 struct Inner {
     path: PathBuf,
     root: Dir,
@@ -138,6 +138,13 @@ struct Inner {
     has_unsynced: AtomicBool,
     /// `None` in a store that we may only read.
     in_use: Option<Lock>,
+}
+
+impl fmt::Debug for Inner {
+    /// Without the store's identity: who knows it can test guesses at values of variables.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Inner").field("path", &self.path).finish_non_exhaustive()
+    }
 }
 
 impl Drop for Inner {
@@ -303,6 +310,7 @@ impl Cache {
 }
 
 const NOT_FOR_US: &str = "it belongs to another user, and to no group of ours";
+const OPEN_TO_ALL: &str = "everybody may write to it (use mode 0700, or 02770 to share it)";
 
 fn open_root(path: &Path, options: &CacheOptions) -> Result<Dir> {
     let refuse = |reason| Err(Error::StoreRefused { path: path.to_path_buf(), reason });
@@ -327,6 +335,7 @@ fn open_root(path: &Path, options: &CacheOptions) -> Result<Dir> {
         }
         Some(stat) if stat.kind != FileKind::Directory => return refuse("it is not a directory"),
         Some(stat) if !disk::admits_us(&stat) => return refuse(NOT_FOR_US),
+        Some(stat) if disk::is_open_to_all(&stat) => return refuse(OPEN_TO_ALL),
         Some(_) => {}
     }
     let root = parent.open_child(name).context("open", || path)?;
@@ -335,6 +344,9 @@ fn open_root(path: &Path, options: &CacheOptions) -> Result<Dir> {
     // Somebody may have put it there since.
     if !disk::admits_us(&stat) {
         return refuse(NOT_FOR_US);
+    }
+    if disk::is_open_to_all(&stat) {
+        return refuse(OPEN_TO_ALL);
     }
     let is_to_be_shared =
         |stat: &FileStat| options.sharing == Sharing::Group && !Access::of(stat).is_shared();

@@ -42,6 +42,8 @@ const ENTRY_BYTES: usize = 32 + 8 + 8 + 8 + 4 + 8 + 8 + 4 + 8 + 4;
 const NEED_BYTES: usize = 8 + 4;
 /// A usual block of a filesystem; only an estimate is made with it.
 const BLOCK_BYTES: u64 = 4096;
+/// A longer block of entries is not read; there is one for each first byte of a task digest.
+const BLOCK_LENGTH_MAX: u64 = 256 << 20;
 /// Files of up to so many bytes are read and written as a whole.
 const WHOLE_BYTES_MAX: u64 = 1 << 20;
 
@@ -291,8 +293,8 @@ impl References {
             return self.contents.get(offset as usize..end as usize).map(<[u8]>::to_vec);
         }
         let file = self.file.as_ref()?;
-        // No memory for a length that only a damaged table claims.
-        if end > disk::stat_file(file).ok()?.size_bytes {
+        // No memory for a length that only a damaged table claims, also of a file with holes.
+        if length > BLOCK_LENGTH_MAX || end > disk::stat_file(file).ok()?.size_bytes {
             return None;
         }
         let mut bytes = vec![0; length as usize];

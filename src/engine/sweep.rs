@@ -453,14 +453,19 @@ impl Sweeper<'_> {
 
     /// Keeps what stores committed since the mark began, and what is held.
     fn keep_what_was_noted(&mut self) -> Result<()> {
+        /// How long the file is is up to others.
+        const PIECE_BYTES: u64 = 1 << 20;
         let path = || self.cache.inner.path.join(layout::MARKING);
         let end = disk::stat_file(&self.marking).context("look at", path)?.size_bytes / 8 * 8;
-        let mut bytes = vec![0; (end - self.marking_bytes.min(end)) as usize];
-        self.marking.read_exact_at(&mut bytes, self.marking_bytes).context("read", path)?;
-        self.marking_bytes = end;
-        let (words, _) = bytes.as_chunks::<8>();
-        for word in words {
-            self.counts.keep(u64::from_le_bytes(*word));
+        let mut bytes = Vec::new();
+        while self.marking_bytes < end {
+            bytes.resize((end - self.marking_bytes).min(PIECE_BYTES) as usize, 0);
+            self.marking.read_exact_at(&mut bytes, self.marking_bytes).context("read", path)?;
+            self.marking_bytes += bytes.len() as u64;
+            let (words, _) = bytes.as_chunks::<8>();
+            for word in words {
+                self.counts.keep(u64::from_le_bytes(*word));
+            }
         }
         for tag in self.cache.new_holds(&mut self.holds)? {
             self.counts.keep(tag);
