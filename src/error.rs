@@ -86,6 +86,10 @@ pub enum Error {
         length_bytes: usize,
     },
 
+    /// The name of a namespace is too long, or has control characters.
+    #[error("a namespace's name has at most 256 bytes and no control characters")]
+    InvalidNamespace,
+
     /// The system refused an operation.
     #[error("failed to {action} {path}")]
     Io {
@@ -95,6 +99,15 @@ pub enum Error {
         path: PathBuf,
         /// The system's answer.
         source: io::Error,
+    },
+
+    /// A key file cannot be used.
+    #[error("cannot use the key {path}: {reason}")]
+    Key {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: &'static str,
     },
 
     /// There is no entry to restore (never stored, removed, or dropped as damaged).
@@ -144,7 +157,7 @@ pub enum Error {
 pub enum ErrorKind {
     /// Try again later.
     Busy,
-    /// Fix the call: a bad key, a bad output, no runtime.
+    /// Fix the call: a bad key or key file, a bad output, no runtime.
     Caller,
     /// Nothing: the caller itself asked for the end.
     Cancelled,
@@ -170,9 +183,11 @@ impl Error {
             Error::Cancelled => ErrorKind::Cancelled,
             Error::Damaged { .. } => ErrorKind::Damaged,
             Error::Full { .. } => ErrorKind::Full,
-            Error::InvalidOutput { .. } | Error::InvalidKey { .. } | Error::NoRuntime => {
-                ErrorKind::Caller
-            }
+            Error::InvalidOutput { .. }
+            | Error::InvalidKey { .. }
+            | Error::InvalidNamespace
+            | Error::Key { .. }
+            | Error::NoRuntime => ErrorKind::Caller,
             Error::Io { .. } | Error::Internal { .. } => ErrorKind::Io,
             Error::Miss => ErrorKind::Miss,
             Error::Format { .. } | Error::StoreRefused { .. } => ErrorKind::Store,

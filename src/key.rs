@@ -27,7 +27,7 @@ pub const KEY_BYTES_MAX: usize = 1024;
 pub struct TaskDigest([u8; 32]);
 
 impl TaskDigest {
-    /// Hashes `key` in `namespace`. The empty namespace is the one that is used today.
+    /// Hashes `key` in `namespace`. The empty namespace is that of whoever names none.
     ///
     /// # Errors
     /// [`Error::InvalidKey`] if the key is empty or longer than [`KEY_BYTES_MAX`].
@@ -51,6 +51,82 @@ impl TaskDigest {
     pub const fn as_bytes(&self) -> &[u8; 32] {
         &self.0
     }
+}
+
+/// In which namespaces entries are looked for, and in which they are stored. Keys of two namespaces
+/// never meet. That keeps apart only those who keep to it: who can write to a store can write to every
+/// namespace in it.
+///
+/// # Examples
+/// ```
+/// use larder::{Namespaces, TaskDigest};
+/// // A pull request's job reads the main line's entries and writes only its own.
+/// let names = Namespaces::new("pull-17")?.reading(["main"])?;
+/// let (own, main) = (TaskDigest::derive("pull-17", "key")?, TaskDigest::derive("main", "key")?);
+/// assert_eq!(names.to_write("key")?, own);
+/// assert_eq!(names.to_read("key")?, [own, main]);
+/// # Ok::<(), larder::Error>(())
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Namespaces {
+    own: String,
+    others: Vec<String>,
+}
+
+/// The word for the empty namespace, where one has to be named.
+const DEFAULT_NAMESPACE: &str = "default";
+
+impl Namespaces {
+    /// Stores in, and looks first in, this namespace. `default` and the empty name mean the one that is
+    /// used where none is named.
+    ///
+    /// # Errors
+    /// [`Error::InvalidNamespace`] for a name of more than 256 bytes or with control characters.
+    pub fn new(own: &str) -> Result<Namespaces, Error> {
+        Ok(Namespaces { own: name_of(own)?, others: Vec::new() })
+    }
+
+    /// Looks in these, too, in this order.
+    ///
+    /// # Errors
+    /// As for [`Namespaces::new`].
+    pub fn reading<'a>(
+        mut self,
+        others: impl IntoIterator<Item = &'a str>,
+    ) -> Result<Namespaces, Error> {
+        for other in others {
+            let name = name_of(other)?;
+            if name != self.own && !self.others.contains(&name) {
+                self.others.push(name);
+            }
+        }
+        Ok(self)
+    }
+
+    /// Where the entry of `key` is stored.
+    ///
+    /// # Errors
+    /// As for [`TaskDigest::derive`].
+    pub fn to_write(&self, key: &str) -> Result<TaskDigest, Error> {
+        TaskDigest::derive(&self.own, key)
+    }
+
+    /// Where an entry for `key` may be, its own place first.
+    ///
+    /// # Errors
+    /// As for [`TaskDigest::derive`].
+    pub fn to_read(&self, key: &str) -> Result<Vec<TaskDigest>, Error> {
+        let names = std::iter::once(&self.own).chain(&self.others);
+        names.map(|name| TaskDigest::derive(name, key)).collect()
+    }
+}
+
+fn name_of(name: &str) -> Result<String, Error> {
+    const NAMESPACE_BYTES_MAX: usize = 256;
+    if name.len() > NAMESPACE_BYTES_MAX || name.chars().any(char::is_control) {
+        return Err(Error::InvalidNamespace);
+    }
+    Ok(if name == DEFAULT_NAMESPACE { String::new() } else { name.to_owned() })
 }
 
 impl fmt::Display for TaskDigest {
@@ -78,6 +154,19 @@ mod tests {
         for key in ["k", "\0", "../../etc/passwd", "ключ 🗝", &"k".repeat(1024)] {
             assert!(TaskDigest::derive("", key).is_ok(), "{key:?} is a key");
         }
+    }
+
+    #[test]
+    fn the_own_namespace_is_read_first_and_none_twice() -> Result<(), Error> {
+        let names = Namespaces::new("own")?.reading(["default", "main", "own", "main", ""])?;
+        let expected = ["own", "", "main"].map(|name| TaskDigest::derive(name, "key"));
+        let expected: Result<Vec<TaskDigest>, Error> = expected.into_iter().collect();
+        assert_eq!(names.to_read("key")?, expected?);
+        assert_eq!(Namespaces::default().to_read("key")?, [TaskDigest::derive("", "key")?]);
+        for bad in ["a\nb", "\0", &"n".repeat(257)] {
+            assert!(matches!(Namespaces::new(bad), Err(Error::InvalidNamespace)), "{bad:?}");
+        }
+        Ok(())
     }
 
     #[test]

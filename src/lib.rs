@@ -64,6 +64,7 @@ mod parallel;
 #[cfg(larder_rigs)]
 pub mod rigging;
 mod shards;
+mod signature;
 mod steps;
 
 pub use backend::{
@@ -77,11 +78,11 @@ pub use disk::{Capabilities, Timestamp};
 pub use engine::{
     BlobReader, Cache, CacheEntry, CacheOutput, Claim, CopyReason, EvictOptions, Evicted,
     EvictedEarly, Flight, Health, Hit, InputContent, LinkSupport, LogPiece, MethodCounts,
-    OutputContent, OutputDeclaration, OutputKind, Repair, Restored, ScrubReport, SourceFile, Stats,
-    Stored, StoredBlob, TaskLogs, Usage, destroy, remove_outputs,
+    OutputContent, OutputDeclaration, OutputKind, Purge, Purged, Repair, Restored, ScrubReport,
+    SourceFile, Stats, Stored, StoredBlob, TaskLogs, Usage, destroy, remove_outputs,
 };
 pub use error::{Error, ErrorKind, Result};
-pub use key::{KEY_BYTES_MAX, TaskDigest};
+pub use key::{KEY_BYTES_MAX, Namespaces, TaskDigest};
 pub use manifest::{
     BlobRef, DecodeError, LOG_INLINE_BYTES_MAX, LogStream, Logs, Manifest, Node, NodeKind, Origin,
     OutputPath, PathError, Root, RootKind,
@@ -89,4 +90,8 @@ pub use manifest::{
 pub use options::{
     CacheOptions, Durability, LINK_BYTES_MIN, Limit, Limits, LinkMode, MtimeMode, Network,
     PRIVATE_SUFFIXES, ParseOptionError, RestoreOptions, Sharing, VerifyLevel,
+};
+pub use signature::{
+    KeyId, KeyKind, ParseKeyIdError, ParseWriterError, Signature, SigningKey, TrustedKey,
+    WriterName,
 };

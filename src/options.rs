@@ -1,6 +1,7 @@
 //! What a caller can choose, with units, defaults and reasons.
 
 use crate::disk::Capabilities;
+use crate::signature::{SigningKey, TrustedKey, WriterName};
 use std::fmt;
 use std::str::FromStr;
 
@@ -12,7 +13,7 @@ use std::str::FromStr;
 /// let options = CacheOptions::default().with_durability(Durability::Durable);
 /// # let _ = options;
 /// ```
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct CacheOptions {
     /// What a power cut may cost. Default: [`Durability::Relaxed`].
@@ -28,6 +29,15 @@ pub struct CacheOptions {
     pub sharing: Sharing,
     /// What becomes of a store on a network filesystem. Default: [`Network::Refuse`].
     pub network: Network,
+    /// Signs what is stored. Default: none. What is stored is read, whatever a ledger says of it.
+    pub signing: Option<SigningKey>,
+    /// Whose entries count: with none, everybody's. With some, what none of them has signed is a miss
+    /// and is left alone; every blob is hashed before use ([`VerifyLevel::Content`]), and files in
+    /// workspaces are read again, because stamps and ledgers are only the store's word. From a store
+    /// that is shared everything comes back as a copy. Default: none.
+    pub trusted: Vec<TrustedKey>,
+    /// Whom entries name as their writer. Default: nobody.
+    pub writer: Option<WriterName>,
     /// Which system calls may be used. Default: all; missing ones are found by trying.
     pub capabilities: Capabilities,
 }
@@ -40,6 +50,9 @@ impl Default for CacheOptions {
             limits: Limits::default(),
             sharing: Sharing::Private,
             network: Network::Refuse,
+            signing: None,
+            trusted: Vec::new(),
+            writer: None,
             capabilities: Capabilities::all(),
         }
     }
@@ -78,6 +91,27 @@ impl CacheOptions {
     #[must_use]
     pub fn with_network(mut self, network: Network) -> CacheOptions {
         self.network = network;
+        self
+    }
+
+    /// Replaces the key that signs.
+    #[must_use]
+    pub fn with_signing(mut self, signing: SigningKey) -> CacheOptions {
+        self.signing = Some(signing);
+        self
+    }
+
+    /// Replaces the keys whose entries count.
+    #[must_use]
+    pub fn with_trusted(mut self, trusted: impl IntoIterator<Item = TrustedKey>) -> CacheOptions {
+        self.trusted = trusted.into_iter().collect();
+        self
+    }
+
+    /// Replaces whom entries name as their writer.
+    #[must_use]
+    pub fn with_writer(mut self, writer: WriterName) -> CacheOptions {
+        self.writer = Some(writer);
         self
     }
 

@@ -3,6 +3,9 @@
 //! Each operation that reads or writes files runs whole on one of the runtime's blocking threads; a
 //! lookup takes microseconds and runs in place. A future that is dropped sets the operation's
 //! cancel flag; the operation ends at its next file, its leases end with it.
+//!
+//! Namespaces live here, where a key becomes a task digest: the engine knows only digests. A key is
+//! looked for in each namespace that is read, in order, and stored in the own one.
 
 use super::{
     BackendResult, BuildGuard, CacheBackend, CacheLookupResult, CachePolicy, ExactLogs, IRTask,
@@ -11,7 +14,7 @@ use super::{
 use crate::cancel::Cancel;
 use crate::engine::{Cache, CacheEntry, CacheOutput, Claim, TaskLogs};
 use crate::error::{Error, Result};
-use crate::key::TaskDigest;
+use crate::key::{Namespaces, TaskDigest};
 use crate::options::{CacheOptions, RestoreOptions};
 use async_trait::async_trait;
 use std::path::Path;
@@ -41,6 +44,7 @@ use std::path::Path;
 pub struct LocalBackend {
     cache: Cache,
     restore_options: RestoreOptions,
+    namespaces: Namespaces,
 }
 
 impl LocalBackend {
@@ -54,13 +58,35 @@ impl LocalBackend {
 
     /// Puts the facade before an open store.
     pub fn new(cache: Cache) -> LocalBackend {
-        LocalBackend { cache, restore_options: RestoreOptions::default() }
+        LocalBackend {
+            cache,
+            restore_options: RestoreOptions::default(),
+            namespaces: Namespaces::default(),
+        }
     }
 
     /// Replaces how restores go about it.
     #[must_use]
     pub fn with_restore_options(mut self, restore_options: RestoreOptions) -> LocalBackend {
         self.restore_options = restore_options;
+        self
+    }
+
+    /// Replaces where entries are looked for and stored. An entry of the own namespace goes before those
+    /// of others.
+    ///
+    /// # Examples
+    /// ```
+    /// use larder::{CacheOptions, LocalBackend, Namespaces};
+    /// let folder = tempfile::tempdir()?;
+    /// let backend = LocalBackend::open(&folder.path().join("store"), CacheOptions::default())?
+    ///     .with_namespaces(Namespaces::new("pull-17")?.reading(["default"])?);
+    /// # let _ = backend;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn with_namespaces(mut self, namespaces: Namespaces) -> LocalBackend {
+        self.namespaces = namespaces;
         self
     }
 
@@ -91,6 +117,14 @@ impl LocalBackend {
     }
 }
 
+/// What is found for the first of these that has it.
+fn first<T>(
+    keys: &[TaskDigest],
+    mut find: impl FnMut(&TaskDigest) -> Result<Option<T>>,
+) -> Result<Option<T>> {
+    keys.iter().find_map(|key| find(key).transpose()).transpose()
+}
+
 struct CancelOnDrop(Cancel);
 
 impl Drop for CancelOnDrop {
@@ -107,11 +141,11 @@ impl CacheBackend for LocalBackend {
         digest: &str,
         policy: CachePolicy,
     ) -> BackendResult<CacheLookupResult> {
-        let key = TaskDigest::derive("", digest)?;
+        let keys = self.namespaces.to_read(digest)?;
         if !policy.allows_read() {
             return Ok(CacheLookupResult::miss(digest));
         }
-        Ok(CacheLookupResult::of(digest, self.cache.lookup(&key)?))
+        Ok(CacheLookupResult::of(digest, first(&keys, |key| self.cache.lookup(key))?))
     }
 
     async fn store(
@@ -121,7 +155,7 @@ impl CacheBackend for LocalBackend {
         entry: &CacheEntry,
         policy: CachePolicy,
     ) -> BackendResult<()> {
-        let key = TaskDigest::derive("", digest)?;
+        let key = self.namespaces.to_write(digest)?;
         if !policy.allows_write() {
             return Ok(());
         }
@@ -138,13 +172,16 @@ impl CacheBackend for LocalBackend {
         workspace: &Path,
     ) -> BackendResult<Vec<CacheOutput>> {
         const ROUNDS_MAX: usize = 4;
-        let key = TaskDigest::derive("", digest)?;
+        let keys = self.namespaces.to_read(digest)?;
         let (workspace, options) = (workspace.to_path_buf(), self.restore_options);
         let outputs = self.run("restoring", move |cache, cancel| {
             // Again, as often as the entry is replaced before its blobs are held.
             for _ in 0..ROUNDS_MAX {
-                let restored = cache.restore(&key, &workspace, options, cancel)?;
-                let restored = restored.ok_or(Error::Miss)?;
+                let restored = first(&keys, |key| {
+                    let restored = cache.restore(key, &workspace, options, cancel)?;
+                    Ok(restored.map(|restored| (*key, restored)))
+                })?;
+                let (key, restored) = restored.ok_or(Error::Miss)?;
                 if let Some(outputs) = cache.restored_outputs(&key, &restored)? {
                     return Ok(outputs);
                 }
@@ -176,8 +213,8 @@ impl CacheBackend for LocalBackend {
 #[async_trait]
 impl ExactLogs for LocalBackend {
     async fn get_exact_logs(&self, _: &IRTask, digest: &str) -> BackendResult<Option<TaskLogs>> {
-        let key = TaskDigest::derive("", digest)?;
-        self.run("reading logs", move |cache, _| cache.logs(&key)).await
+        let keys = self.namespaces.to_read(digest)?;
+        self.run("reading logs", move |cache, _| first(&keys, |key| cache.logs(key))).await
     }
 }
 
@@ -196,10 +233,11 @@ impl SingleFlight for LocalBackend {
         if !(policy.allows_read() && policy.allows_write()) {
             return Ok(Turn::Mine(BuildGuard::free()));
         }
-        let (key, digest) = (TaskDigest::derive("", digest)?, digest.to_owned());
+        let (key, keys) = (self.namespaces.to_write(digest)?, self.namespaces.to_read(digest)?);
+        let digest = digest.to_owned();
         let turn = self.run("claiming a task", move |cache, _| match cache.claim(&key) {
             // It may have been stored between the look and the claim.
-            Ok(Claim::Mine(flight)) => Ok(match cache.lookup(&key)? {
+            Ok(Claim::Mine(flight)) => Ok(match first(&keys, |key| cache.lookup(key))? {
                 None => Turn::Mine(BuildGuard::holding(flight)),
                 hit => Turn::Hit(CacheLookupResult::of(&digest, hit)),
             }),

@@ -5,9 +5,9 @@
     reason = "these comments are the help texts, which know no Markdown"
 )]
 
-use super::limits::{Age, Number, Size};
+use super::limits::{Age, Number, Since, Size};
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
-use larder::{Durability, LinkMode, MtimeMode, Network, Sharing, VerifyLevel};
+use larder::{Durability, KeyId, LinkMode, MtimeMode, Network, Sharing, VerifyLevel, WriterName};
 use std::path::PathBuf;
 
 /// Caches the outputs of any command and brings them back as links.
@@ -50,6 +50,19 @@ pub(super) struct Global {
     /// [default: refuse] [env: LARDER_NETWORK].
     #[arg(long, global = true, value_name = "MODE")]
     pub(super) network: Option<Network>,
+    /// Sign what is stored with this key [env: LARDER_SIGN].
+    #[arg(long, global = true, value_name = "KEYFILE")]
+    pub(super) sign: Option<PathBuf>,
+    /// Bring back only what this key, or another one that is named so, has signed
+    /// [env: LARDER_TRUST, with colons between].
+    #[arg(long, global = true, value_name = "KEYFILE")]
+    pub(super) trust: Vec<PathBuf>,
+    /// Where entries are stored, and looked for first [default: default] [env: LARDER_NAMESPACE].
+    #[arg(long, global = true, value_name = "NAME")]
+    pub(super) namespace: Option<String>,
+    /// Where entries are looked for, too [env: LARDER_READ_NAMESPACES, with commas between].
+    #[arg(long, global = true, value_name = "NAME")]
+    pub(super) read_namespace: Vec<String>,
     /// Print results as JSON.
     #[arg(long, global = true)]
     pub(super) json: bool,
@@ -75,8 +88,10 @@ pub(super) enum Command {
     Logs(Key),
     /// Show an entry: its result, outputs, and what its key was made of.
     Show(Key),
-    /// Remove an entry.
-    Rm(Key),
+    /// Remove an entry, or all that one writer has stored.
+    Rm(Rm),
+    /// Make or show keys for signatures.
+    Key(KeyArgs),
     /// Say what is in the store, in bytes on disk.
     Stats,
     /// Bring the store within its limits: evict what is worth least.
@@ -93,6 +108,58 @@ pub(super) enum Command {
 pub(super) struct Key {
     /// The entry's key: 1 to 1,024 bytes.
     pub(super) key: String,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(super) struct Rm {
+    /// The entry's key: 1 to 1,024 bytes.
+    #[arg(required_unless_present_any = ["writer", "signer"],
+        conflicts_with_all = ["writer", "signer", "since", "dry_run"])]
+    pub(super) key: Option<String>,
+    /// All entries, of every namespace, that name this writer.
+    #[arg(long, value_name = "NAME")]
+    pub(super) writer: Option<WriterName>,
+    /// All entries, of every namespace, that name this key as their signer's, such as 'larder show' and
+    /// 'larder key show' print it.
+    #[arg(long, value_name = "ID")]
+    pub(super) signer: Option<KeyId>,
+    /// Of these only what was stored since then: 2h (ago), or 2026-11-23T10:00:00Z.
+    #[arg(long, value_name = "TIME")]
+    pub(super) since: Option<Since>,
+    /// Only say how many would go.
+    #[arg(long)]
+    pub(super) dry_run: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(super) struct KeyArgs {
+    #[command(subcommand)]
+    pub(super) command: KeyCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum KeyCommand {
+    /// Make a key in a new file that only you can read, and its public part beside it, in FILE.pub.
+    New {
+        /// The new file.
+        file: PathBuf,
+        /// ed25519: a secret that signs, and a public part that checks; blake3: one secret for both.
+        #[arg(long, value_name = "KIND", default_value = "ed25519")]
+        kind: KindOfKey,
+    },
+    /// Say which key a file holds.
+    Show {
+        /// The file.
+        file: PathBuf,
+    },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum KindOfKey {
+    /// Two parts.
+    Ed25519,
+    /// One secret.
+    Blake3,
 }
 
 /// How outputs are brought back.

@@ -2,15 +2,14 @@
 
 use super::args::{Global, Key};
 use super::print::{Printer, duration};
-use super::{Failure, Status, open_cache, parse_key};
+use super::{Failure, Status, find, open_entries};
 use serde_json::json;
 use std::path::Path;
 use std::time::Duration;
 
 pub(super) fn main(global: &Global, args: &Key, printer: &Printer) -> Result<Status, Failure> {
-    let key = parse_key(&args.key)?;
-    let (cache, _) = open_cache(global, Path::new("."))?;
-    let Some(hit) = cache.lookup(&key)? else {
+    let (cache, settings) = open_entries(global, Path::new("."))?;
+    let Some(hit) = find(&settings, &args.key, |task| cache.lookup(task))? else {
         printer.result(|| "miss".to_owned(), || json!({ "hit": false }));
         return Ok(Status::Miss);
     };

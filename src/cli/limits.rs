@@ -1,8 +1,9 @@
 //! Limits in words: `64MiB`, `30d`, `none`.
 
 use bytesize::ByteSize;
-use larder::{Limit, Limits};
+use larder::{Limit, Limits, Timestamp};
 use std::str::FromStr;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 /// A number of bytes, or `none`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -15,6 +16,10 @@ pub(super) struct Age(Option<u64>);
 /// A number, or `none`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Number(Option<u64>);
+
+/// A point in time, which may be told by how long ago it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Since(pub(super) Timestamp);
 
 const NONE: &str = "none";
 
@@ -54,6 +59,23 @@ impl FromStr for Number {
         }
         let number = text.parse().map_err(|_| format!("{text:?} is neither a number, nor none"))?;
         Ok(Number(Some(number)))
+    }
+}
+
+impl FromStr for Since {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Since, String> {
+        let ago = || SystemTime::now().checked_sub(humantime::parse_duration(text).ok()?);
+        let found = humantime::parse_rfc3339_weak(text).ok().or_else(ago);
+        let since =
+            found.and_then(|time| time.duration_since(UNIX_EPOCH).ok()).ok_or_else(|| {
+                format!(
+                    "{text:?} is neither a time such as 2026-11-23T10:00:00Z, nor one such as 2h"
+                )
+            })?;
+        let seconds = i64::try_from(since.as_secs()).unwrap_or(i64::MAX);
+        Ok(Since(Timestamp { seconds, nanoseconds: since.subsec_nanos() }))
     }
 }
 

@@ -2,16 +2,15 @@
 
 use super::args::{Global, Key};
 use super::print::Printer;
-use super::{Failure, Status, open_cache, parse_key};
+use super::{Failure, Status, find, open_entries};
 use larder::{LogPiece, TaskLogs};
 use serde_json::json;
 use std::io::{self, Write};
 use std::path::Path;
 
 pub(super) fn main(global: &Global, args: &Key, printer: &Printer) -> Result<Status, Failure> {
-    let key = parse_key(&args.key)?;
-    let (cache, _) = open_cache(global, Path::new("."))?;
-    let Some(logs) = cache.logs(&key)? else {
+    let (cache, settings) = open_entries(global, Path::new("."))?;
+    let Some(logs) = find(&settings, &args.key, |task| cache.logs(task))? else {
         printer.miss();
         return Ok(Status::Miss);
     };

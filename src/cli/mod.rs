@@ -8,6 +8,7 @@ mod check;
 mod destroy;
 mod gc;
 mod health;
+mod key;
 mod limits;
 mod logs;
 mod print;
@@ -80,6 +81,7 @@ fn dispatch(args: &Args, printer: &Printer) -> Result<Status, Failure> {
         Command::Logs(args) => logs::main(global, args, printer),
         Command::Show(args) => show::main(global, args, printer),
         Command::Rm(args) => rm::main(global, args, printer),
+        Command::Key(args) => key::main(args, printer),
         Command::Stats => stats::main(global, printer),
         Command::Gc(args) => gc::main(global, args, printer),
         Command::Verify(args) => verify::main(global, args, printer),
@@ -112,15 +114,33 @@ impl Failure {
     }
 }
 
-/// Opens the store that flags, environment and the workspace's `larder.toml` name.
+/// Opens the store that flags, environment and the workspace's `larder.toml` name, for looking after it:
+/// without keys.
 fn open_cache(global: &args::Global, workspace: &Path) -> Result<(Cache, Settings), Failure> {
     let settings = Settings::load(global, workspace)?;
     let cache = Cache::open(&settings.store, settings.cache_options()?)?;
     Ok((cache, settings))
 }
 
-fn parse_key(key: &str) -> Result<TaskDigest, Failure> {
-    Ok(TaskDigest::derive("", key)?)
+/// As [`open_cache`], for using its entries: with the keys that sign and that are trusted.
+fn open_entries(global: &args::Global, workspace: &Path) -> Result<(Cache, Settings), Failure> {
+    let settings = Settings::load(global, workspace)?;
+    let cache = Cache::open(&settings.store, settings.entry_options()?)?;
+    Ok((cache, settings))
+}
+
+/// What is found in the first namespace that has it.
+fn find<T>(
+    settings: &Settings,
+    key: &str,
+    mut find: impl FnMut(&TaskDigest) -> larder::Result<Option<T>>,
+) -> Result<Option<T>, Failure> {
+    for task in settings.namespaces.to_read(key)? {
+        if let Some(found) = find(&task)? {
+            return Ok(Some(found));
+        }
+    }
+    Ok(None)
 }
 
 /// What is left to do when the result is out: evicting what is too much, a barrier now and then.

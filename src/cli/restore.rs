@@ -2,19 +2,18 @@
 
 use super::args::{Global, Restore};
 use super::print::{self, Printer, counted, duration};
-use super::{Failure, Status, maintain, open_cache, parse_key, progress};
+use super::{Failure, Status, find, maintain, open_entries, progress};
 use larder::{Cancel, CopyReason, MethodCounts, Restored};
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
 
 pub(super) fn main(global: &Global, args: &Restore, printer: &Printer) -> Result<Status, Failure> {
-    let key = parse_key(&args.key)?;
-    let (cache, settings) = open_cache(global, &args.workspace)?;
+    let (cache, settings) = open_entries(global, &args.workspace)?;
     let options = settings.restore_options(&args.links)?;
     let cancel = Cancel::new();
     let started = Instant::now();
     let restored = progress::counting(printer, "restoring", &cancel, || {
-        cache.restore(&key, &args.workspace, options, &cancel)
+        find(&settings, &args.key, |task| cache.restore(task, &args.workspace, options, &cancel))
     })?;
     let Some(restored) = restored else {
         printer.miss();

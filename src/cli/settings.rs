@@ -4,7 +4,10 @@
 use super::Failure;
 use super::args::{Global, Links, Policy};
 use super::limits::Choice;
-use larder::{CacheOptions, Durability, Limits, Network, RestoreOptions, Sharing};
+use larder::{
+    CacheOptions, Durability, Limits, Namespaces, Network, RestoreOptions, Sharing, SigningKey,
+    TrustedKey, WriterName,
+};
 use rustix::fs::OFlags;
 use serde::Deserialize;
 use std::ffi::OsString;
@@ -25,6 +28,10 @@ const STORE_FILE: &str = "settings.toml";
 pub(super) struct Settings {
     pub(super) store: PathBuf,
     of_store: Result<OfStore, Failure>,
+    /// Where entries are looked for and stored.
+    pub(super) namespaces: Namespaces,
+    sign: Option<PathBuf>,
+    trust: Vec<PathBuf>,
     workspace: WorkspaceFile,
 }
 
@@ -46,6 +53,11 @@ struct WorkspaceFile {
     mtime: Option<String>,
     verify: Option<String>,
     policy: Option<String>,
+    /// Relative to the workspace, as those below.
+    sign: Option<PathBuf>,
+    trust: Vec<PathBuf>,
+    namespace: Option<String>,
+    read_namespaces: Vec<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -87,13 +99,58 @@ impl Settings {
             Err(_) => Ok(StoreFile::default()),
         };
         let of_store = of_store.and_then(|file| OfStore::choose(global, &file));
-        Ok(Settings { store, of_store, workspace: file })
+        let sign = global.sign.clone().or_else(|| variable("LARDER_SIGN").map(PathBuf::from));
+        let sign = sign.or_else(|| Some(workspace.join(file.sign.as_ref()?)));
+        // A list replaces the one that comes after it: the keys that a workspace trusts are not added to
+        // those that its user does.
+        let trust = if !global.trust.is_empty() {
+            global.trust.clone()
+        } else if let Some(paths) = variable("LARDER_TRUST") {
+            std::env::split_paths(&paths).filter(|path| !path.as_os_str().is_empty()).collect()
+        } else {
+            file.trust.iter().map(|path| workspace.join(path)).collect()
+        };
+        let namespaces = Settings::namespaces(global, &file)?;
+        Ok(Settings { store, of_store, namespaces, sign, trust, workspace: file })
+    }
+
+    fn namespaces(global: &Global, file: &WorkspaceFile) -> Result<Namespaces, Failure> {
+        let own: Option<String> =
+            choose(global.namespace.clone(), "LARDER_NAMESPACE", file.namespace.as_deref())?;
+        let others = if !global.read_namespace.is_empty() {
+            global.read_namespace.clone()
+        } else if let Some(names) = variable("LARDER_READ_NAMESPACES") {
+            names.to_string_lossy().split(',').map(str::to_owned).collect()
+        } else {
+            file.read_namespaces.clone()
+        };
+        let others = others.iter().map(String::as_str).filter(|name| !name.is_empty());
+        Ok(Namespaces::new(&own.unwrap_or_default())?.reading(others)?)
     }
 
     pub(super) fn cache_options(&self) -> Result<CacheOptions, Failure> {
         let OfStore { durability, limits, sharing, network } = self.of_store()?;
         let options = CacheOptions::default().with_durability(*durability).with_limits(*limits);
         Ok(options.with_sharing(*sharing).with_network(*network))
+    }
+
+    /// As [`Settings::cache_options`], with keys and the writer's name.
+    pub(super) fn entry_options(&self) -> Result<CacheOptions, Failure> {
+        let mut options = self.cache_options()?.with_trusted(self.trusted()?);
+        if let Some(path) = &self.sign {
+            options = options.with_signing(SigningKey::load(path)?);
+        }
+        if let Some(writer) = choose::<WriterName>(None, "LARDER_WRITER", None)? {
+            options = options.with_writer(writer);
+        }
+        Ok(options)
+    }
+
+    /// The keys whose entries count.
+    pub(super) fn trusted(&self) -> Result<Vec<TrustedKey>, Failure> {
+        let keys: larder::Result<Vec<TrustedKey>> =
+            self.trust.iter().map(|path| TrustedKey::load(path)).collect();
+        Ok(keys?)
     }
 
     pub(super) fn limits(&self) -> Result<Limits, Failure> {

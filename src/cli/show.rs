@@ -3,8 +3,8 @@
 use super::args::{Global, Key};
 use super::print::{Printer, bytes, counted, duration};
 use super::run::parts;
-use super::{Failure, Status, open_cache, parse_key};
-use larder::{Manifest, NodeKind, RootKind};
+use super::{Failure, Status, find, open_cache};
+use larder::{Manifest, NodeKind, RootKind, TaskDigest, TrustedKey};
 use serde_json::{Value, json};
 use std::fmt::Write;
 use std::os::unix::ffi::OsStrExt;
@@ -12,19 +12,37 @@ use std::path::Path;
 use std::time::Duration;
 
 pub(super) fn main(global: &Global, args: &Key, printer: &Printer) -> Result<Status, Failure> {
-    let key = parse_key(&args.key)?;
-    let (cache, _) = open_cache(global, Path::new("."))?;
-    let Some(manifest) = cache.manifest(&key)? else {
+    // Shows also what is not trusted, and says so.
+    let (cache, settings) = open_cache(global, Path::new("."))?;
+    let keys = settings.trusted()?;
+    let found = find(&settings, &args.key, |task| {
+        Ok(cache.manifest(task)?.map(|manifest| (*task, manifest)))
+    })?;
+    let Some((task, manifest)) = found else {
         printer.miss();
         return Ok(Status::Miss);
     };
-    let parts = cache.key_parts(&key, &manifest)?;
+    let parts = cache.key_parts(&task, &manifest)?;
     let parts = parts.as_deref().map(parts::describe).unwrap_or_default();
-    printer.result(|| text(&manifest, &parts), || object(&manifest, &parts));
+    let verdict = judge(&task, &manifest, &keys);
+    printer.result(|| text(&manifest, verdict, &parts), || object(&manifest, verdict, &parts));
     Ok(Status::Done)
 }
 
-fn text(manifest: &Manifest, parts: &[(String, String)]) -> String {
+/// What is to be thought of an entry's signature.
+fn judge(task: &TaskDigest, manifest: &Manifest, keys: &[TrustedKey]) -> &'static str {
+    let Some(signature) = &manifest.signature else { return "unsigned" };
+    if keys.is_empty() {
+        return "not checked";
+    }
+    match keys.iter().find(|key| key.id() == signature.key) {
+        Some(key) if key.has_signed(task, manifest) => "trusted",
+        Some(_) => "does not fit",
+        None => "not trusted",
+    }
+}
+
+fn text(manifest: &Manifest, verdict: &str, parts: &[(String, String)]) -> String {
     let mut text = format!(
         "exit code {}, ran {}, {}, {}\n",
         manifest.exit_code,
@@ -36,6 +54,12 @@ fn text(manifest: &Manifest, parts: &[(String, String)]) -> String {
     let mut line = |line: std::fmt::Arguments<'_>| {
         let _ = writeln!(text, "{line}");
     };
+    if let Some(writer) = &manifest.writer {
+        line(format_args!("writer {writer}"));
+    }
+    if let Some(signature) = &manifest.signature {
+        line(format_args!("signed by {} ({}, {verdict})", signature.key, signature.kind));
+    }
     for root in &manifest.roots {
         line(format_args!("root {} {}", kind_of(root.kind), root.path));
     }
@@ -60,7 +84,7 @@ fn text(manifest: &Manifest, parts: &[(String, String)]) -> String {
     text.trim_end().to_owned()
 }
 
-fn object(manifest: &Manifest, parts: &[(String, String)]) -> Value {
+fn object(manifest: &Manifest, verdict: &str, parts: &[(String, String)]) -> Value {
     let path = |path: &larder::OutputPath| {
         String::from_utf8_lossy(path.as_path().as_os_str().as_bytes()).into_owned()
     };
@@ -81,6 +105,9 @@ fn object(manifest: &Manifest, parts: &[(String, String)]) -> Value {
         "exit_code": manifest.exit_code,
         "duration_ms": manifest.duration_ms,
         "stored_at": manifest.origin.stored_at.seconds,
+        "writer": manifest.writer.as_ref().map(larder::WriterName::as_str),
+        "signature": verdict,
+        "signer": manifest.signature.as_ref().map(|signature| signature.key.to_string()),
         "roots": manifest.roots.iter()
             .map(|root| json!({ "path": path(&root.path), "type": kind_of(root.kind) })).collect::<Vec<_>>(),
         "stdout_bytes": manifest.logs.stdout.size_bytes(),

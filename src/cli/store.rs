@@ -2,13 +2,12 @@
 
 use super::args::{Global, Store};
 use super::print::{Printer, bytes, counted};
-use super::{Failure, Status, maintain, open_cache, parse_key, progress};
+use super::{Failure, Status, maintain, open_entries, progress};
 use larder::{CacheEntry, Cancel, OutputDeclaration};
 use serde_json::json;
 use std::path::Path;
 
 pub(super) fn main(global: &Global, args: &Store, printer: &Printer) -> Result<Status, Failure> {
-    let key = parse_key(&args.key)?;
     let declared: Vec<OutputDeclaration> =
         args.outputs.iter().map(OutputDeclaration::new).collect();
     let mut entry = CacheEntry::capture(&args.workspace, &declared)?
@@ -19,10 +18,11 @@ pub(super) fn main(global: &Global, args: &Store, printer: &Printer) -> Result<S
     if let Some(path) = &args.stderr {
         entry = entry.with_stderr(read(path)?);
     }
-    let (cache, _) = open_cache(global, &args.workspace)?;
+    let (cache, settings) = open_entries(global, &args.workspace)?;
+    let task = settings.namespaces.to_write(&args.key)?;
     let cancel = Cancel::new();
     let stored =
-        progress::counting(printer, "storing", &cancel, || cache.store(&key, &entry, &cancel))?;
+        progress::counting(printer, "storing", &cancel, || cache.store(&task, &entry, &cancel))?;
     printer.result(
         || {
             format!(

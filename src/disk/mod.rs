@@ -7,7 +7,8 @@
 //! test can take each fallback on any machine.
 //!
 //! Invariants:
-//! - No call follows a symlink in the last component of a name.
+//! - No call follows a symlink in the last component of a name, but in `small`, for paths that are the
+//!   user's own.
 //! - No call blocks on a FIFO or a device: files are opened non-blocking and must be regular.
 //! - Every descriptor is close-on-exec, so children never inherit a lock.
 //!
@@ -24,6 +25,7 @@ mod listing;
 mod lock;
 mod map;
 mod sharing;
+mod small;
 mod stat;
 mod system;
 
@@ -37,6 +39,7 @@ pub(crate) use listing::Listing;
 pub(crate) use lock::{EAGER, Lock, LockMode, PATIENT};
 pub(crate) use map::copy_to_staged;
 pub(crate) use sharing::{Access, SHARED_ROOT_MODE, admits_us, is_open_to_all};
+pub(crate) use small::{read_small, write_new};
 pub use stat::Timestamp;
 pub(crate) use stat::{FileKind, FileStat, Stamp};
 pub(crate) use system::{

@@ -59,9 +59,16 @@ pub struct Hit {
     pub exit_code: i32,
 }
 
+impl Hit {
+    pub(super) fn of(manifest: &Manifest) -> Hit {
+        Hit { duration_ms: manifest.duration_ms, exit_code: manifest.exit_code }
+    }
+}
+
 impl Cache {
     /// Whether there is an entry for `task`. Microseconds: one read of the index and one stat; the
-    /// blobs are looked at by the restore. `None` is a miss. Blocking, briefly.
+    /// blobs are looked at by the restore. `None` is a miss. With trusted keys the manifest is read and
+    /// its signature checked, once for each process. Blocking, briefly.
     ///
     /// # Errors
     /// If the manifest cannot be read for a reason other than its absence or damage.
@@ -69,6 +76,13 @@ impl Cache {
         let index = &self.inner.index;
         // Whatever the index says, without a manifest there is no entry.
         let Some(stat) = self.stat_manifest(task)? else { return Ok(None) };
+        if self.asks_for_signatures() {
+            let hit = self.lookup_signed(task, &stat)?;
+            if hit.is_some() {
+                self.inner.uses.note(task, false);
+            }
+            return Ok(hit);
+        }
         self.inner.uses.note(task, false);
         // To open the index costs several syncs; a process that asks for little reads the manifests.
         let uses_index = stat.size_bytes > DIRECT_BYTES_MAX || index.is_worth_opening();
@@ -82,15 +96,16 @@ impl Cache {
         if uses_index {
             index.note(Change::Put(*task, row_of(&manifest, &stat)));
         }
-        Ok(Some(Hit { duration_ms: manifest.duration_ms, exit_code: manifest.exit_code }))
+        Ok(Some(Hit::of(&manifest)))
     }
 
-    /// The whole manifest of `task`; `None` if there is no entry. Blocking.
+    /// The whole manifest of `task`; `None` if there is no entry, or, with trusted keys, none that one
+    /// of them has signed. Blocking.
     ///
     /// # Errors
     /// If the manifest cannot be read for a reason other than its absence or damage.
     pub fn manifest(&self, task: &TaskDigest) -> Result<Option<Manifest>> {
-        Ok(self.read_manifest(task)?.map(|(manifest, _)| manifest))
+        Ok(self.read_entry(task)?.map(|(manifest, _)| manifest))
     }
 
     /// Removes the entry of `task`; false if there was none. Its blobs stay until a sweep finds
@@ -126,13 +141,14 @@ impl Cache {
         Ok(())
     }
 
-    /// Stages the manifest of an entry, on disk if the store is durable.
+    /// Signs and stages the manifest of an entry, on disk if the store is durable.
     pub(super) fn stage_manifest(
         &self,
         task: &TaskDigest,
-        manifest: &Manifest,
+        manifest: &mut Manifest,
     ) -> Result<StagedManifest<'_>> {
-        let bytes = manifest.encode(task);
+        manifest.writer.clone_from(&self.inner.options.writer);
+        let bytes = manifest.encode_signed(task, self.inner.options.signing.as_ref());
         if bytes.len() as u64 > MANIFEST_BYTES_MAX {
             return Err(Error::InvalidOutput {
                 path: PathBuf::from("."),

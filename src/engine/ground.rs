@@ -13,7 +13,7 @@
 use super::{Cache, is_read_only};
 use crate::disk::{self, Dir, FilesystemKind, layout};
 use crate::error::{Context, Error, Result};
-use crate::options::{CacheOptions, LinkMode, Network, RestoreOptions, VerifyLevel};
+use crate::options::{CacheOptions, Network};
 use std::path::Path;
 
 /// What a filesystem allows.
@@ -78,13 +78,5 @@ impl Cache {
     /// Whether other machines may use the store.
     pub(super) fn is_reduced(&self) -> bool {
         self.inner.ground == Ground::Shaky
-    }
-
-    /// How a restore may go about it.
-    pub(super) fn allowed(&self, options: RestoreOptions) -> RestoreOptions {
-        if self.is_reduced() {
-            return options.with_link_mode(LinkMode::Copy).with_verify_level(VerifyLevel::Content);
-        }
-        options
     }
 }

@@ -25,8 +25,11 @@ pub(super) fn ledger_of_inputs(workspace: &Path, name: &str) -> Place {
 }
 
 impl Cache {
-    /// Reads a ledger; an empty one if there is none.
+    /// Reads a ledger; an empty one if there is none, or if the store is not believed.
     pub(super) fn read_ledger(&self, place: Place) -> Arc<Ledger> {
+        if self.doubts_the_store() {
+            return Arc::default();
+        }
         self.inner.ledgers.as_ref().map_or_else(Arc::default, |ledgers| ledgers.read(place))
     }
 

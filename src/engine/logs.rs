@@ -45,7 +45,7 @@ impl Cache {
         /// So often an entry must be replaced, or evicted, under a reader before it gives up.
         const ROUNDS_MAX: usize = 4;
         for _ in 0..ROUNDS_MAX {
-            let Some((manifest, stat)) = self.read_manifest(task)? else {
+            let Some((manifest, stat)) = self.read_entry(task)? else {
                 return Ok(None);
             };
             let read = |stream: &LogStream| match stream {

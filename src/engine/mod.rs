@@ -37,6 +37,7 @@ mod ledgers;
 mod logs;
 mod mark;
 mod output;
+mod purge;
 mod references;
 mod restore;
 mod scrub;
@@ -46,6 +47,7 @@ mod stats;
 mod store;
 mod sweep;
 mod tally;
+mod trust;
 mod uses;
 mod value;
 
@@ -65,6 +67,7 @@ pub use output::{
     BlobReader, CacheEntry, CacheOutput, LogPiece, OutputContent, OutputDeclaration, OutputKind,
     SourceFile, StoredBlob,
 };
+pub use purge::{Purge, Purged};
 pub use restore::{CopyReason, MethodCounts, Restored};
 pub use scrub::{Repair, ScrubReport};
 pub use stats::Stats;
@@ -86,6 +89,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use tally::Tally;
+use trust::Vouched;
 use uses::Uses;
 
 /// One open store. Cheap to clone; clones share everything. Any number of processes may have the
@@ -133,6 +137,7 @@ struct Inner {
     /// Whether somebody in this process keeps the limits just now.
     is_enforcing: AtomicBool,
     uses: Uses,
+    vouched: Vouched,
     index: Index,
     /// Whether something was stored that no barrier has covered yet.
     has_unsynced: AtomicBool,
@@ -160,9 +165,13 @@ impl Cache {
     /// # Errors
     /// [`Error::StoreRefused`] if the path is a symlink, belongs to another user (and to no group of
     /// ours that it is shared with) or holds something else, [`Error::Format`] if a newer Larder made it.
+    #[expect(
+        clippy::needless_pass_by_value,
+        reason = "whoever makes options has no other use for them"
+    )]
     pub fn open(path: &Path, options: CacheOptions) -> Result<Cache> {
         loop {
-            let cache = Cache::try_open(path, options)?;
+            let cache = Cache::try_open(path, &options)?;
             // A store that was destroyed between our first look and our lock is made anew.
             if cache.inner.identity.is_in_place() {
                 return Ok(cache);
@@ -170,11 +179,11 @@ impl Cache {
         }
     }
 
-    fn try_open(path: &Path, options: CacheOptions) -> Result<Cache> {
+    fn try_open(path: &Path, options: &CacheOptions) -> Result<Cache> {
         let path = std::path::absolute(path).context("find", || path)?;
-        let root = open_root(&path, &options)?;
+        let root = open_root(&path, options)?;
         let again = || root.open_child(OsStr::new(".")).context("open", || &path);
-        let ground = Ground::of(&root, &path, &options)?;
+        let ground = Ground::of(&root, &path, options)?;
         // Before anything is written: a newer format is left untouched.
         let identity = Arc::new(Identity::open(again()?, &path)?);
         make_folders(&root, &path)?;
@@ -202,7 +211,7 @@ impl Cache {
         let inner = Inner {
             path,
             root,
-            options,
+            options: options.clone(),
             ground,
             identity,
             blobs,
@@ -212,6 +221,7 @@ impl Cache {
             tally,
             is_enforcing: AtomicBool::new(false),
             uses: Uses::default(),
+            vouched: Vouched::default(),
             index,
             has_unsynced: AtomicBool::new(false),
             in_use,

@@ -344,7 +344,7 @@ impl Cache {
         /// So often the entry must be replaced under us.
         const ROUNDS_MAX: usize = 4;
         for _ in 0..ROUNDS_MAX {
-            let Some((manifest, stat)) = self.read_manifest(task)? else { break };
+            let Some((manifest, stat)) = self.read_entry(task)? else { break };
             let outputs = self.held_outputs(task, &manifest, stat.stamp())?;
             if outputs.is_some() {
                 return Ok(outputs);

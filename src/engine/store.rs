@@ -287,7 +287,7 @@ impl Cache {
         let stored = counts.stored(&manifest);
         batch.finish()?;
         cancel.check()?;
-        let staged = self.stage_manifest(task, &manifest)?;
+        let staged = self.stage_manifest(task, &mut manifest)?;
         Ok(Prepared { manifest, staged, stored, about, ledger, kept, fresh })
     }
 }

@@ -14,6 +14,7 @@ use crate::digest::Digest;
 use crate::disk::Timestamp;
 use crate::key::TaskDigest;
 use crate::parallel;
+use crate::signature::{KeyId, KeyKind, Signature, SigningKey, WriterName};
 use crate::steps::{Step, is_left_out};
 use std::ops::Range;
 use std::sync::Arc;
@@ -34,6 +35,8 @@ const SECTION_NODES: u16 = CRITICAL | 3;
 const SECTION_LOGS: u16 = CRITICAL | 4;
 const SECTION_KEY_PARTS: u16 = 5;
 const SECTION_ORIGIN: u16 = CRITICAL | 0x41;
+const SECTION_WRITER: u16 = 0x42;
+const SECTION_SIGNATURE: u16 = 0x43;
 
 /// Why bytes are no manifest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -56,12 +59,28 @@ pub enum DecodeError {
 type Decoded<T> = Result<T, DecodeError>;
 
 impl Manifest {
-    /// Encodes the whole manifest file for `task`.
+    /// Encodes the whole manifest file for `task`, with the signature that it has.
     pub fn encode(&self, task: &TaskDigest) -> Vec<u8> {
+        let writer = self.writer.as_ref();
+        finish(self.header_and_body(), task, &self.origin, writer, |_| self.signature.clone())
+    }
+
+    /// As [`Manifest::encode`], with a signature of this key, or none.
+    pub(crate) fn encode_signed(&mut self, task: &TaskDigest, key: Option<&SigningKey>) -> Vec<u8> {
+        let (file, writer) = (self.header_and_body(), self.writer.as_ref());
+        let signature = &mut self.signature;
+        finish(file, task, &self.origin, writer, |body| {
+            *signature = key.map(|key| key.sign(task, body, writer));
+            signature.clone()
+        })
+    }
+
+    /// The body, behind room for the header.
+    fn header_and_body(&self) -> Writer {
         let mut file = Writer(Vec::with_capacity(self.nodes.len() * 96 + 512));
         file.0.resize(HEADER_BYTES, 0);
         self.write_body(&mut file);
-        finish(file, task, &self.origin)
+        file
     }
 
     /// Decodes a manifest file and checks everything: checksums, canonical form, paths, tree.
@@ -166,6 +185,8 @@ impl Manifest {
             logs: logs.ok_or(missing)?,
             key_parts,
             origin: Origin::default(),
+            writer: None,
+            signature: None,
         };
         manifest.check().map_err(|error| DecodeError::NotCanonical(error.reason))?;
         Ok(manifest)
@@ -262,21 +283,28 @@ fn claimed_roots(text: &Arc<Vec<u8>>) -> Decoded<Vec<Root>> {
 }
 
 fn decode_text(text: &Arc<Vec<u8>>) -> Decoded<(TaskDigest, Manifest)> {
-    let Header { task, body_end, .. } = Header::read(text)?;
+    let Header { task, body_digest, body_end } = Header::read(text)?;
     let body = Reader { text, next: HEADER_BYTES, end: body_end };
     let mut manifest = Manifest::decode_body(body)?;
     let mut origin = None;
     let trailer = Reader { text, next: body_end, end: text.len() - CHECKSUM_BYTES };
     sections(trailer, |tag, section| {
-        if tag == SECTION_ORIGIN {
-            origin = Some(Origin {
-                stored_at: section.timestamp()?,
-                incarnation: section.array()?,
-                epoch: section.varint()?,
-            });
-            return Ok(true);
+        match tag {
+            SECTION_ORIGIN => {
+                origin = Some(Origin {
+                    stored_at: section.timestamp()?,
+                    incarnation: section.array()?,
+                    epoch: section.varint()?,
+                });
+            }
+            SECTION_WRITER => manifest.writer = Some(section.writer()?),
+            SECTION_SIGNATURE => {
+                manifest.signature = section.signature(body_digest)?;
+                return Ok(manifest.signature.is_some());
+            }
+            _ => return Ok(false),
         }
-        Ok(false)
+        Ok(true)
     })?;
     manifest.origin = origin.ok_or(DecodeError::NotCanonical("a section is missing"))?;
     Ok((task, manifest))
@@ -287,23 +315,37 @@ fn decode_text(text: &Arc<Vec<u8>>) -> Decoded<(TaskDigest, Manifest)> {
 pub(crate) fn wrap_body(body: &[u8], task: &TaskDigest, origin: &Origin) -> Vec<u8> {
     let mut file = Writer(vec![0; HEADER_BYTES]);
     file.0.extend_from_slice(body);
-    finish(file, task, origin)
+    finish(file, task, origin, None, |_| None)
 }
 
-/// Fills the room for the header before a body, and puts trailer and checksum behind it.
-fn finish(mut file: Writer, task: &TaskDigest, origin: &Origin) -> Vec<u8> {
+/// Fills the room for the header before a body, and puts trailer and checksum behind it. `sign` is told
+/// the digest of the body.
+fn finish(
+    mut file: Writer,
+    task: &TaskDigest,
+    origin: &Origin,
+    writer: Option<&WriterName>,
+    sign: impl FnOnce(&[u8; 32]) -> Option<Signature>,
+) -> Vec<u8> {
     let (header, body) = file.0.split_at_mut(HEADER_BYTES);
     let (magic, rest) = header.split_at_mut(8);
     magic.copy_from_slice(MAGIC);
     rest[..2].copy_from_slice(&VERSION.to_le_bytes());
     rest[4..12].copy_from_slice(&(body.len() as u64).to_le_bytes());
     rest[12..44].copy_from_slice(task.as_bytes());
-    rest[44..].copy_from_slice(&blake3::derive_key(BODY_CONTEXT, body));
+    let body_digest = blake3::derive_key(BODY_CONTEXT, body);
+    rest[44..].copy_from_slice(&body_digest);
     file.section(SECTION_ORIGIN, |section| {
         section.timestamp(origin.stored_at);
         section.0.extend_from_slice(&origin.incarnation);
         section.varint(origin.epoch);
     });
+    if let Some(writer) = writer {
+        file.section(SECTION_WRITER, |section| section.bytes(writer.as_str().as_bytes()));
+    }
+    if let Some(signature) = sign(&body_digest) {
+        file.section(SECTION_SIGNATURE, |section| section.signature(&signature));
+    }
     let checksum = blake3::derive_key(CHECKSUM_CONTEXT, &file.0);
     file.0.extend_from_slice(&checksum);
     file.0
@@ -340,6 +382,9 @@ const KIND_DIRECTORY: u8 = 0;
 const KIND_FILE: u8 = 1;
 const KIND_FILE_WITH_TIME: u8 = 2;
 const KIND_SYMLINK: u8 = 3;
+
+const SIGNED_BLAKE3: u8 = 1;
+const SIGNED_ED25519: u8 = 2;
 
 struct Writer(Vec<u8>);
 
@@ -405,6 +450,15 @@ impl Writer {
     fn blob(&mut self, blob: &BlobRef) {
         self.0.extend_from_slice(blob.digest.as_bytes());
         self.varint(blob.size_bytes);
+    }
+
+    fn signature(&mut self, signature: &Signature) {
+        self.0.push(match signature.kind {
+            KeyKind::Blake3 => SIGNED_BLAKE3,
+            KeyKind::Ed25519 => SIGNED_ED25519,
+        });
+        self.0.extend_from_slice(signature.key.as_bytes());
+        self.0.extend_from_slice(&signature.bytes);
     }
 
     fn log(&mut self, log: &LogStream) {
@@ -559,6 +613,24 @@ impl<'a> Reader<'a> {
         Ok(BlobRef { digest: Digest::from_bytes(self.array()?), size_bytes: self.varint()? })
     }
 
+    fn writer(&mut self) -> Decoded<WriterName> {
+        let name = std::str::from_utf8(self.byte_string()?).ok();
+        let name = name.and_then(|name| name.parse().ok());
+        name.ok_or(DecodeError::NotCanonical("a writer's name cannot be one"))
+    }
+
+    /// `None` for a signature of a kind that only a newer version knows.
+    fn signature(&mut self, body: [u8; 32]) -> Decoded<Option<Signature>> {
+        let kind = match self.byte()? {
+            SIGNED_BLAKE3 => KeyKind::Blake3,
+            SIGNED_ED25519 => KeyKind::Ed25519,
+            _ => return Ok(None),
+        };
+        let key = KeyId::from_bytes(self.array()?);
+        let bytes = self.take(kind.signature_bytes())?.into();
+        Ok(Some(Signature { kind, key, body, bytes }))
+    }
+
     fn log(&mut self) -> Decoded<LogStream> {
         match self.byte()? {
             0 => Ok(LogStream::Inline(self.byte_string()?.into())),
@@ -647,5 +719,43 @@ mod tests {
         assert!(Manifest::decode(&wrap(&body.0), &task()).is_ok());
         body.section(CRITICAL | 0xa, |section| section.varint(7));
         assert_eq!(Manifest::decode(&wrap(&body.0), &task()), Err(DecodeError::Newer));
+    }
+
+    /// The sample with one more section in its trailer.
+    fn with_section(tag: u16, contents: &[u8]) -> Vec<u8> {
+        let mut file = Writer(sample().encode(&task()));
+        file.0.truncate(file.0.len() - CHECKSUM_BYTES);
+        file.section(tag, |section| section.0.extend_from_slice(contents));
+        let checksum = blake3::derive_key(CHECKSUM_CONTEXT, &file.0);
+        file.0.extend_from_slice(&checksum);
+        file.0
+    }
+
+    #[test]
+    fn a_signature_of_an_unknown_kind_is_none() {
+        let decoded = Manifest::decode(&with_section(SECTION_SIGNATURE, &[9; 40]), &task());
+        assert_eq!(decoded, Ok(sample()), "a later version may sign in another way");
+    }
+
+    #[test]
+    fn writers_and_signatures_that_nobody_could_have_written_are_refused() {
+        let blake3 = |length: usize| [&[SIGNED_BLAKE3][..], &vec![7; length]].concat();
+        assert!(Manifest::decode(&with_section(SECTION_SIGNATURE, &blake3(48)), &task()).is_ok());
+        let long = [&[0x81, 2][..], &[b'w'; 257]].concat();
+        for (tag, contents) in [
+            (SECTION_SIGNATURE, Vec::new()),
+            (SECTION_SIGNATURE, blake3(47)),
+            (SECTION_SIGNATURE, blake3(49)),
+            (SECTION_SIGNATURE, [&[SIGNED_ED25519][..], &[7; 48]].concat()),
+            (SECTION_WRITER, Vec::new()),
+            (SECTION_WRITER, vec![0]),
+            (SECTION_WRITER, vec![1, b'\n']),
+            (SECTION_WRITER, vec![1, 0xff]),
+            (SECTION_WRITER, vec![2, b'w']),
+            (SECTION_WRITER, long),
+        ] {
+            let decoded = Manifest::decode(&with_section(tag, &contents), &task());
+            assert!(matches!(decoded, Err(DecodeError::NotCanonical(_))), "{tag:x} {contents:?}");
+        }
     }
 }

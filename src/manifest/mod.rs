@@ -22,6 +22,7 @@ pub(crate) use path::{PATH_BYTES_MAX, compare_paths};
 use crate::digest::Digest;
 use crate::disk::Timestamp;
 use crate::error::Error;
+use crate::signature::{Signature, WriterName};
 use globset::{GlobBuilder, GlobMatcher};
 use std::cmp::Ordering;
 use std::os::unix::ffi::OsStrExt;
@@ -45,6 +46,10 @@ pub struct Manifest {
     pub key_parts: Option<BlobRef>,
     /// When and where the entry was stored. Local: never leaves the machine.
     pub origin: Origin,
+    /// Who says to have stored it.
+    pub writer: Option<WriterName>,
+    /// Who vouches for it; not checked yet.
+    pub signature: Option<Signature>,
 }
 
 /// One declared output.
@@ -196,6 +201,8 @@ impl Manifest {
             logs: Logs::default(),
             key_parts: None,
             origin: Origin::default(),
+            writer: None,
+            signature: None,
         };
         manifest.normalize()?;
         Ok(manifest)
@@ -545,6 +552,8 @@ pub(crate) mod tests {
             },
             key_parts: Some(BlobRef { digest: Digest::of(b"parts"), size_bytes: 5 }),
             origin: Origin::default(),
+            writer: None,
+            signature: None,
         };
         manifest.normalize().expect("a valid manifest");
         manifest

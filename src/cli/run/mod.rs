@@ -158,7 +158,7 @@ impl Plan {
     /// Opens the store and computes the key.
     fn prepare(&self, args: &Run) -> Result<Keyed, Trouble> {
         let options =
-            self.settings.cache_options().map_err(|error| Trouble::Cache(chain(&error)))?;
+            self.settings.entry_options().map_err(|error| Trouble::Cache(chain(&error)))?;
         let cache = Cache::open(&self.settings.store, options)
             .map_err(|error| Trouble::Cache(chain(&error)))?;
         let mut parts = Parts::default();
@@ -200,8 +200,10 @@ impl Plan {
         })?;
         inputs.add_to(&mut parts);
         let key = parts.key();
-        let task = TaskDigest::derive("", &key).map_err(|error| Trouble::Cache(chain(&error)))?;
-        Ok(Keyed { cache, inputs, parts, key, task })
+        let names = &self.settings.namespaces;
+        let found = names.to_write(&key).and_then(|task| Ok((task, names.to_read(&key)?)));
+        let (task, readable) = found.map_err(|error| Trouble::Cache(chain(&error)))?;
+        Ok(Keyed { cache, inputs, parts, key, task, readable })
     }
 
     fn declared(&self) -> Declared<'_> {
@@ -327,10 +329,26 @@ impl Plan {
         }
     }
 
-    /// Brings a stored result back. `None` if there is none that will do.
+    /// Brings a stored result back, of the first namespace that has one. `None` if there is none that
+    /// will do.
     fn try_hit(&self, args: &Run, keyed: &Keyed, printer: &Printer) -> Result<Option<u8>, Error> {
+        for task in &keyed.readable {
+            if let Some(status) = self.try_entry(args, keyed, task, printer)? {
+                return Ok(Some(status));
+            }
+        }
+        Ok(None)
+    }
+
+    fn try_entry(
+        &self,
+        args: &Run,
+        keyed: &Keyed,
+        task: &TaskDigest,
+        printer: &Printer,
+    ) -> Result<Option<u8>, Error> {
         let started = Instant::now();
-        let Some(hit) = keyed.cache.lookup(&keyed.task)? else {
+        let Some(hit) = keyed.cache.lookup(task)? else {
             return Ok(None);
         };
         // A failure that was stored answers only those who asked for failures.
@@ -339,11 +357,11 @@ impl Plan {
         }
         let cancel = Cancel::new();
         // Logs first: if they are damaged the workspace has not been touched.
-        let Some(logs) = keyed.cache.logs(&keyed.task)? else {
+        let Some(logs) = keyed.cache.logs(task)? else {
             return Ok(None);
         };
         let restored = progress::counting(printer, "restoring", &cancel, || {
-            keyed.cache.restore(&keyed.task, &self.workspace, self.restore_options, &cancel)
+            keyed.cache.restore(task, &self.workspace, self.restore_options, &cancel)
         })?;
         let Some(restored) = restored else {
             return Ok(None);
@@ -419,7 +437,10 @@ struct Keyed {
     inputs: Inputs,
     parts: Parts,
     key: String,
+    /// Where the result is stored.
     task: TaskDigest,
+    /// Where it may be found.
+    readable: Vec<TaskDigest>,
 }
 
 /// Why there is no key.

@@ -105,7 +105,7 @@ impl Cache {
         cancel.check()?;
         // The ledger of a large entry is read while its manifest is decoded.
         let early = Mutex::new(None);
-        let read = self.read_manifest_beside(task, |roots| {
+        let read = self.read_entry_beside(task, |roots| {
             if let Ok(canonical) = disk::canonical(workspace) {
                 let about = ledger_of_outputs(&canonical, roots);
                 *early.lock().unwrap_or_else(PoisonError::into_inner) =
@@ -123,7 +123,7 @@ impl Cache {
             if self.is_manifest(task, stat.stamp())? {
                 break lease;
             }
-            let Some(now) = self.read_manifest(task)? else {
+            let Some(now) = self.read_entry(task)? else {
                 return Ok(Attempt::Miss);
             };
             (manifest, stat) = now;
