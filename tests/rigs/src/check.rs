@@ -21,18 +21,30 @@ pub(crate) fn check(options: &Options) -> Result<Report> {
     let mut report = Report::new();
     let tale = Tale::read(&fs::read_to_string(&options.tale)?, options.is_durable);
     let directory = options.directory.clone().ok_or("--directory is missing")?;
-    let cache = match Cache::open(&options.store, cache_options(options.is_durable)) {
+    check_store(&options.store, options.is_durable, &tale, &directory, &mut report);
+    Ok(report)
+}
+
+/// Reads a store back and compares it with a tale; leaves it repaired.
+pub(crate) fn check_store(
+    store: &Path,
+    is_durable: bool,
+    tale: &Tale,
+    directory: &Path,
+    report: &mut Report,
+) {
+    let cache = match Cache::open(store, cache_options(is_durable)) {
         Ok(cache) => cache,
         Err(error) => {
             report.violation(&format!("the store does not open: {error:?}"));
-            return Ok(report);
+            return;
         }
     };
     for (key, accepted) in tale.keys() {
         report.add("keys", 1);
-        check_key(&cache, key, accepted, &directory, &mut report);
+        check_key(&cache, key, accepted, directory, report);
     }
-    check_works(&cache, &directory, &mut report);
+    check_works(&cache, directory, report);
     let scrubbed = cache.scrub(Repair::Yes, &Cancel::new(), &mut |_| {});
     if let Err(error) = scrubbed {
         report.violation(&format!("the store cannot be repaired: {error:?}"));
@@ -41,7 +53,6 @@ pub(crate) fn check(options: &Options) -> Result<Report> {
         Ok(found) if found.is_clean() => {}
         found => report.violation(&format!("a repaired store is not clean: {found:?}")),
     }
-    Ok(report)
 }
 
 fn check_key(cache: &Cache, key: u64, accepted: &Accepted, directory: &Path, report: &mut Report) {
@@ -93,7 +104,7 @@ fn check_key(cache: &Cache, key: u64, accepted: &Accepted, directory: &Path, rep
 }
 
 /// Whether a workspace has just what a key holds in a version.
-fn holds(workspace: &Path, key: u64, version: u64) -> bool {
+pub(crate) fn holds(workspace: &Path, key: u64, version: u64) -> bool {
     let files = expected(key, version);
     let is_there = |file: &Expected| {
         let path = workspace.join(&file.path);

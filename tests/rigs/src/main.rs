@@ -4,11 +4,14 @@
 //! has done so much, and ends with one line of figures ([`report`]). The exit status is 1 if a
 //! guarantee was broken, 3 if the rig cannot work here (a failure where `REQUIRE_RIGS=1`).
 //!
-//! Two more words are for the rigs themselves: `work` is a process that uses a store and tells what it
-//! does, `check` one that reads a store back and compares it with what was told.
+//! More words are for the rigs themselves: `work` is a process that uses a store and tells what it
+//! does, `check` one that reads a store back and compares it with what was told; `scene` and `verdict`
+//! are the same for a single operation with a fault in it.
 
+mod calls;
 mod check;
 mod index;
+mod inject;
 mod options;
 mod report;
 mod rot;
@@ -27,6 +30,9 @@ fn main() -> ExitCode {
         "index-states" => index::run_states(&options),
         "rot" => rot::run(&options),
         "rot-states" => rot::run_states(&options),
+        "calls" => calls::run(&options),
+        "scene" => calls::scenes::scene(&options),
+        "verdict" => calls::verdict::verdict(&options),
         _ => Err(format!("there is no rig {rig:?}").into()),
     });
     match ended {

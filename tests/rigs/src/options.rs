@@ -42,6 +42,8 @@ pub(crate) struct Options {
     pub(crate) is_durable: bool,
     /// Whether each end of an operation waits for a line on the standard input.
     pub(crate) waits: bool,
+    /// Which system call goes wrong, for `scene`: `CALL:N:FAULT`.
+    pub(crate) fault: Option<String>,
 }
 
 impl Options {
@@ -58,6 +60,7 @@ impl Options {
                 "--store" => options.store = value()?.into(),
                 "--tale" => options.tale = value()?.into(),
                 "--durable" => options.is_durable = true,
+                "--fault" => options.fault = Some(value()?),
                 "--waits" => options.waits = true,
                 _ => return Err(format!("{word} is not known").into()),
             }

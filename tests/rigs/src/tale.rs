@@ -75,6 +75,11 @@ impl Tale {
         }
     }
 
+    /// For a rig that knows better what may be found under a key.
+    pub(crate) fn require(&mut self, key: u64, accepted: Accepted) {
+        self.keys.insert(key, accepted);
+    }
+
     pub(crate) fn keys(&self) -> impl Iterator<Item = (u64, &Accepted)> {
         self.keys.iter().map(|(key, accepted)| (*key, accepted))
     }

@@ -116,12 +116,12 @@ pub(crate) fn work(options: &Options) -> Result<Report> {
 }
 
 /// Says what is begun and what is done, one line each.
-struct Teller {
-    waits: bool,
+pub(crate) struct Teller {
+    pub(crate) waits: bool,
 }
 
 impl Teller {
-    fn tell(
+    pub(crate) fn tell(
         &mut self,
         what: &str,
         key: u64,

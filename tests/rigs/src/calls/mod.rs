@@ -1,0 +1,223 @@
+//! `calls`: every system call of every operation goes wrong once, in every way that makes sense for it.
+//!
+//! Each scene is played once to count its calls by name. Then, for each N, the N-th call of a name
+//! fails (EIO, ENOSPC, EDQUOT, EMFILE, EINTR, EROFS, EACCES and others, once; some also for good), the
+//! process is killed there, the call lies about its success (syncs, links, renames, removals), or does
+//! half of its work (reads, writes, copies). The process must end by itself with success or a clean
+//! error; `verdict` says what may be found then. Deterministic; `--count` samples evenly over all, and
+//! the seed says where it begins.
+//!
+//! Everything happens in `--directory` (default: a folder of its own in /dev/shm), in two processes at
+//! a time.
+
+pub(crate) mod scenes;
+mod snapshot;
+pub(crate) mod verdict;
+
+use crate::inject::{CALLS, Call, Fault, Plan, Sort};
+use crate::options::{LEAVE_OUT, Options, Result};
+use crate::report::Report;
+use scenes::SCENES;
+use std::fs::{self, File};
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus, Stdio};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// So many faults are under way at once.
+const WORKERS: usize = 2;
+
+/// One fault in one scene.
+#[derive(Debug, Clone, Copy)]
+struct Case {
+    scene: &'static str,
+    plan: Plan,
+}
+
+/// Runs the rig. `--kind` names scenes, with commas between them; default: all.
+pub(crate) fn run(options: &Options) -> Result<Report> {
+    let name = format!("larder-calls-{}", std::process::id());
+    let folder = Folder(options.directory.clone().unwrap_or("/dev/shm".into()).join(name));
+    fs::create_dir_all(&folder.0)?;
+    let mut cases = Vec::new();
+    for scene in SCENES.iter().filter(|scene| is_asked_for(options, scene)) {
+        let player = Player { options, directory: folder.0.join(scene) };
+        cases.extend(player.cases(scene)?);
+    }
+    let chosen = sample(&cases, options);
+    let report = Mutex::new(Report::new());
+    let next = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        for worker in 0..WORKERS {
+            let player = Player { options, directory: folder.0.join(worker.to_string()) };
+            let (report, chosen, next) = (&report, &chosen, &next);
+            scope.spawn(move || {
+                while let Some(case) = chosen.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    let found = player.play(case);
+                    let mut report = report.lock().expect("nobody panics with it");
+                    match found {
+                        Ok(found) => report.absorb(&found),
+                        Err(error) => report.violation(&format!("{case}: {error}")),
+                    }
+                }
+            });
+        }
+    });
+    let mut report = report.into_inner()?;
+    report.add("all", cases.len() as u64);
+    Ok(report)
+}
+
+fn is_asked_for(options: &Options, scene: &str) -> bool {
+    options.kind == "mixed" || options.kind.split(',').any(|kind| kind == scene)
+}
+
+/// Evenly over all, as many as asked for.
+fn sample(cases: &[Case], options: &Options) -> Vec<Case> {
+    let all = cases.len() as u64;
+    let count = options.count.unwrap_or(all).min(all);
+    let place = |nth| (nth * all + options.seed % (all / count.max(1)).max(1) * count) / count;
+    (0..count).filter_map(|nth| cases.get(place(nth) as usize)).copied().collect()
+}
+
+impl std::fmt::Display for Case {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(out, "{} {}", self.scene, self.plan)
+    }
+}
+
+/// The ways in which a call can go wrong.
+fn faults(call: &Call) -> Vec<Fault> {
+    use libc::{
+        EACCES, EDQUOT, EINTR, EIO, EMFILE, EMLINK, ENOLCK, ENOMEM, ENOSPC, EOPNOTSUPP, EROFS,
+    };
+    let (once, for_good): (&[i32], &[i32]) = match call.sort {
+        Sort::Open => (&[EIO, ENOSPC, EDQUOT, EMFILE, EINTR, EROFS, EACCES], &[EMFILE, ENOSPC]),
+        Sort::Read => (&[EIO, EINTR], &[EIO]),
+        Sort::Look => (&[EIO, EACCES], &[EIO]),
+        Sort::Write if call.name == "ioctl" => (&[EIO, ENOSPC, EOPNOTSUPP], &[]),
+        Sort::Write => (&[EIO, ENOSPC, EDQUOT, EINTR], &[EIO, ENOSPC]),
+        Sort::Sync => (&[EIO, ENOSPC, EDQUOT, EINTR, EROFS], &[EIO]),
+        Sort::Name => (&[EIO, ENOSPC, EDQUOT, EACCES, EROFS], &[ENOSPC, EROFS]),
+        Sort::Move => (&[EIO, ENOSPC, EDQUOT, EACCES, EROFS, EMLINK], &[ENOSPC, EROFS]),
+        Sort::Meta => (&[EIO, EACCES, EROFS], &[EROFS]),
+        Sort::Lock => (&[EINTR, ENOLCK], &[]),
+        Sort::Other => (&[EMFILE], &[]),
+        Sort::Map => (&[ENOMEM], &[]),
+        Sort::Close => (&[], &[]),
+    };
+    let mut faults = vec![Fault::Kill];
+    faults.extend(once.iter().map(|errno| Fault::Errno(*errno)));
+    faults.extend(for_good.iter().map(|errno| Fault::Sticky(*errno)));
+    if matches!(call.sort, Sort::Sync | Sort::Move) {
+        faults.push(Fault::Lie);
+    }
+    if matches!(call.sort, Sort::Read | Sort::Write) && !matches!(call.name, "ioctl" | "ftruncate") {
+        faults.push(Fault::Short);
+    }
+    faults
+}
+
+/// Plays scenes in a directory of its own.
+struct Player<'o> {
+    options: &'o Options,
+    directory: PathBuf,
+}
+
+impl Player<'_> {
+    /// All that can go wrong in a scene.
+    fn cases(&self, scene: &'static str) -> Result<Vec<Case>> {
+        let (status, told) = self.scene(scene, None)?;
+        if !status.success() {
+            return Err(format!("the scene {scene} ended with {status}:\n{told}").into());
+        }
+        let mut cases = Vec::new();
+        for line in told.lines().filter_map(|line| line.strip_prefix("calls ")) {
+            let (name, count) = line.split_once(' ').ok_or("no count")?;
+            let call = CALLS.iter().find(|call| call.name == name).ok_or("no call")?;
+            for nth in 1..=count.parse()? {
+                let case = |fault| Case { scene, plan: Plan { call: *call, nth, fault } };
+                cases.extend(faults(call).into_iter().map(case));
+            }
+        }
+        let _ = fs::remove_dir_all(&self.directory);
+        Ok(cases)
+    }
+
+    fn play(&self, case: &Case) -> Result<Report> {
+        let mut report = Report::new();
+        let (status, told) = self.scene(case.scene, Some(case.plan))?;
+        if !told.lines().any(|line| line.starts_with("injected ")) {
+            report.add("not-hit", 1);
+        } else {
+            let sort = match case.plan.fault {
+                Fault::Kill => "kills",
+                Fault::Lie => "lies",
+                Fault::Short => "short",
+                Fault::Errno(_) | Fault::Sticky(_) => "errors",
+            };
+            report.add(sort, 1);
+        }
+        let is_killed = case.plan.fault == Fault::Kill && status.signal() == Some(libc::SIGKILL);
+        if !status.success() && !is_killed {
+            report.violation(&format!("{case}: the process ended with {status}:\n{}", self.heard()));
+        }
+        if self.heard().contains("panicked at") {
+            report.add("panics-contained", 1);
+        }
+        let judged = self.command("verdict", case.scene, Some(case.plan)).output()?;
+        if !judged.status.success() {
+            let text = String::from_utf8_lossy(&judged.stderr);
+            report.violation(&format!("{case}: {}\n{text}{told}", judged.status));
+        }
+        for figure in String::from_utf8_lossy(&judged.stdout).split([':', ',']) {
+            if let Some(("failed-syncs-of-stores", number)) = figure.trim().split_once('=') {
+                report.add("failed-syncs-of-stores", number.parse()?);
+            }
+        }
+        let _ = fs::remove_dir_all(&self.directory);
+        Ok(report)
+    }
+
+    fn heard(&self) -> String {
+        fs::read_to_string(self.directory.join("errors")).unwrap_or_default()
+    }
+
+    /// Plays a scene; returns how it ended, and its tale.
+    fn scene(&self, scene: &str, plan: Option<Plan>) -> Result<(ExitStatus, String)> {
+        let _ = fs::remove_dir_all(&self.directory);
+        fs::create_dir_all(&self.directory)?;
+        let tale = self.directory.join("tale");
+        let mut command = self.command("scene", scene, plan);
+        command.stdout(File::create(&tale)?).stderr(File::create(self.directory.join("errors"))?);
+        if let Some(step) = &self.options.leave_out {
+            command.env(LEAVE_OUT, step);
+        }
+        let status = command.status()?;
+        Ok((status, String::from_utf8_lossy(&fs::read(&tale)?).into_owned()))
+    }
+
+    fn command(&self, word: &str, scene: &str, plan: Option<Plan>) -> Command {
+        let mut command = Command::new(own_path());
+        command.args([word, "--kind", scene, "--directory"]).arg(&self.directory);
+        if let Some(plan) = plan {
+            command.args(["--fault", &plan.to_string()]);
+        }
+        command.stdin(Stdio::null()).env_remove(LEAVE_OUT);
+        command
+    }
+}
+
+fn own_path() -> &'static Path {
+    Path::new("/proc/self/exe")
+}
+
+/// A folder that goes with its owner.
+struct Folder(PathBuf);
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
