@@ -271,7 +271,7 @@ impl Identity {
             state.pending = 0;
             if is_synced {
                 state.synced = state.synced.max(before);
-            } else {
+            } else if !is_left_out(Step::DoubtFailedBarriers) {
                 state.doubt(before);
             }
         });
@@ -310,7 +310,7 @@ impl Identity {
         let mut file = self.root.create_new(name.as_ref(), 0o600)?;
         let written = (|| {
             file.write_all(&state.encode())?;
-            file.sync_all()?;
+            disk::sync_file(&file)?;
             self.root.rename(name.as_ref(), &self.root, layout::IDENTITY.as_ref())
         })();
         if written.is_err() {
@@ -500,7 +500,7 @@ fn write_format(root: &Dir) -> io::Result<()> {
     let name = format!("{}.{}", layout::FORMAT, disk::random_name()?);
     let mut file = root.create_new(name.as_ref(), 0o644)?;
     file.write_all(format!("{line}\n{}\n", crate::Digest::of(line.as_bytes())).as_bytes())?;
-    file.sync_all()?;
+    disk::sync_file(&file)?;
     if root.rename_new(name.as_ref(), root, layout::FORMAT.as_ref())? == Placed::Occupied {
         root.unlink(name.as_ref())?;
     }

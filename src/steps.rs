@@ -22,6 +22,12 @@ pub(crate) enum Step {
     SyncFirst,
     /// Failing when a sync fails.
     FailWithSync,
+    /// Setting a blob aside whose sync failed.
+    SetUnsyncedAside,
+    /// Removing a manifest whose name could not be synced.
+    RemoveUnsynced,
+    /// Distrusting what a barrier that failed should have written.
+    DoubtFailedBarriers,
     /// Distrusting what a power cut may have hit.
     DoubtEpochs,
     /// Comparing a stat with the slot's seal.

@@ -374,8 +374,8 @@ impl BlobStore {
         if is_left_out(Step::SyncBlobs) {
             return Ok(());
         }
-        let synced = blob.file.sync_all();
-        if synced.is_err() {
+        let synced = disk::sync_file(&blob.file);
+        if synced.is_err() && !is_left_out(Step::SetUnsyncedAside) {
             // It must not be found again: the next sync would succeed without having written
             // anything. Best effort on a disk that fails already.
             let _ = self.quarantine(digest, mode, None);

@@ -149,7 +149,7 @@ impl BlobStore {
             disk::set_modified(&fresh.file, blob.stat.modified)?;
             disk::set_mode(&fresh.file, self.inode_mode(mode))?;
             // What it replaces may be durable; this is rare enough to sync it every time.
-            fresh.file.sync_all()?;
+            disk::sync_file(&fresh.file)?;
             let stat = disk::stat_file(&fresh.file)?;
             // Where a sweep was faster, the name stays free.
             let is_placed = fresh.exchange(&self.blobs, shard.name())?;

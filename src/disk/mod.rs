@@ -44,7 +44,7 @@ pub use stat::Timestamp;
 pub(crate) use stat::{FileKind, FileStat, Stamp};
 pub(crate) use system::{
     Space, boot_id, canonical, effective_user, exists, make_all, now, random_bytes, random_name,
-    set_mode, set_modified, set_times, space, stat_file, sync_filesystem, touch,
+    set_mode, set_modified, set_times, space, stat_file, sync_file, sync_filesystem, touch,
 };
 
 use std::io;

@@ -65,6 +65,20 @@ pub(crate) fn space(handle: impl AsFd) -> io::Result<Space> {
     })
 }
 
+/// Makes the bytes of a file durable (fsync(2)). Once, and never again: whoever is told of an error may
+/// be the only one, and the next call would succeed without having written anything. `File::sync_all`
+/// does not keep to that, it tries again when it was interrupted.
+#[cfg(target_os = "linux")]
+pub(crate) fn sync_file(file: &File) -> io::Result<()> {
+    Ok(rustix::fs::fsync(file)?)
+}
+
+/// Elsewhere fsync(2) alone may not be enough; the standard library knows what is.
+#[cfg(not(target_os = "linux"))]
+pub(crate) fn sync_file(file: &File) -> io::Result<()> {
+    file.sync_all()
+}
+
 /// Writes everything that the filesystem below `handle` has not written yet, contents and names,
 /// everybody's (syncfs(2); its errors are reported since Linux 5.8).
 #[cfg(target_os = "linux")]

@@ -37,6 +37,9 @@ const DIRECT_BYTES_MAX: u64 = 64 << 10;
 pub(super) struct StagedManifest<'a> {
     staged: Staged<'a>,
     stat: FileStat,
+    /// The folder where its name will be, if that name has to be synced. At hand before the name is
+    /// given, which may replace an older entry: only a sync that fails costs that one.
+    folder: Option<Dir>,
 }
 
 /// What a manifest file is.
@@ -135,7 +138,8 @@ impl Cache {
         if self.inner.options.durability == Durability::Durable {
             let shard = Shard::of_manifest(task.as_bytes());
             let path = || self.manifest_path(task);
-            self.sync_folder(&shard).context("sync the folder of", path)?;
+            let folder = self.inner.manifests.open_child(shard.folder());
+            folder.and_then(|folder| sync_folder(&folder)).context("sync the folder of", path)?;
         }
         self.inner.index.note(Change::Remove(*task));
         Ok(())
@@ -166,12 +170,16 @@ impl Cache {
             disk::set_times(&staged.file, LastUse::never(now), now)?;
             self.inner.manifests.admit(&staged.file, MANIFEST_FILE_MODE)?;
             if is_durable && !is_left_out(Step::SyncManifests) {
-                staged.file.sync_all()?;
+                disk::sync_file(&staged.file)?;
             }
             disk::stat_file(&staged.file)
         })();
         let stat = stat.context("stage", path)?;
-        Ok(StagedManifest { staged, stat })
+        let shard = Shard::of_manifest(task.as_bytes());
+        let make_folder = || self.inner.manifests.make_child(shard.folder(), 0o700);
+        let folder =
+            is_durable.then(make_folder).transpose().context("open the folder of", path)?;
+        Ok(StagedManifest { staged, stat, folder })
     }
 
     /// Publishes the manifest of an entry whose blobs are in place, in a section.
@@ -220,13 +228,12 @@ impl Cache {
         manifest: &Manifest,
         staged: &StagedManifest<'_>,
     ) -> Result<()> {
-        if self.inner.options.durability == Durability::Durable {
-            let shard = Shard::of_manifest(task.as_bytes());
+        if let Some(folder) = &staged.folder {
             if is_left_out(Step::SyncFirst) {
                 self.inner.identity.raise_barrier()?;
             }
-            let synced = self.sync_folder(&shard).and_then(|()| self.inner.manifests.sync());
-            if synced.is_err() {
+            let synced = sync_folder(folder).and_then(|()| self.inner.manifests.sync());
+            if synced.is_err() && !is_left_out(Step::RemoveUnsynced) {
                 // Not durable, so not stored. Best effort on a disk that fails already.
                 let _ = self.remove_if_unchanged(task, staged.stat.stamp());
             }
@@ -234,13 +241,6 @@ impl Cache {
         }
         self.inner.index.note(Change::Put(*task, row_of(manifest, &staged.stat)));
         Ok(())
-    }
-
-    fn sync_folder(&self, shard: &Shard) -> io::Result<()> {
-        if is_left_out(Step::SyncFolders) {
-            return Ok(());
-        }
-        self.inner.manifests.open_child(shard.folder())?.sync()
     }
 
     /// Removes the entry of `task` if it is still the one whose manifest had this stamp. False if it
@@ -368,6 +368,13 @@ fn load_beside(
     let mut bytes = Vec::new();
     disk::read_exactly(&file, stat.size_bytes as usize, &mut bytes)?;
     Ok(Manifest::decode_owned(bytes, task, beside).map(|manifest| (manifest, stat)))
+}
+
+fn sync_folder(folder: &Dir) -> io::Result<()> {
+    if is_left_out(Step::SyncFolders) {
+        return Ok(());
+    }
+    folder.sync()
 }
 
 /// What an entry's manifest takes.

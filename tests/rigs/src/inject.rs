@@ -122,7 +122,8 @@ const ERRNOS: &[(&str, c_int)] = &[
 
 impl fmt::Display for Fault {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let name = |errno| ERRNOS.iter().find(|(_, known)| *known == errno).map_or("?", |(name, _)| name);
+        let name =
+            |errno| ERRNOS.iter().find(|(_, known)| *known == errno).map_or("?", |(name, _)| name);
         match self {
             Fault::Errno(errno) => out.write_str(name(*errno)),
             Fault::Sticky(errno) => write!(out, "{}+", name(*errno)),
@@ -174,7 +175,8 @@ impl FromStr for Plan {
     fn from_str(text: &str) -> Result<Plan, String> {
         let no_plan = || format!("{text:?} is not CALL:N:FAULT");
         let mut parts = text.splitn(3, ':');
-        let (Some(name), Some(nth), Some(fault)) = (parts.next(), parts.next(), parts.next()) else {
+        let (Some(name), Some(nth), Some(fault)) = (parts.next(), parts.next(), parts.next())
+        else {
             return Err(no_plan());
         };
         let call = CALLS.iter().find(|call| call.name == name).ok_or_else(no_plan)?;
@@ -221,8 +223,7 @@ fn install(numbers: &[c_long]) -> Result<c_int> {
     }
     program.push(line(RETURN, 0, 0, libc::SECCOMP_RET_ALLOW));
     program.push(line(RETURN, 0, 0, libc::SECCOMP_RET_USER_NOTIF));
-    let program =
-        libc::sock_fprog { len: program.len() as u16, filter: program.as_mut_ptr() };
+    let program = libc::sock_fprog { len: program.len() as u16, filter: program.as_mut_ptr() };
     // SAFETY: the program lives until the call returns, and is as long as it says.
     let listener = unsafe {
         libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
@@ -302,9 +303,7 @@ fn judge(data: &libc::seccomp_data, plan: Option<Plan>) -> Option<Result<i64, c_
             // SAFETY: the arguments of a call that a thread of this process makes, which waits for it;
             // with a shorter length.
             let done = unsafe {
-                libc::syscall(
-                    call.number, args[0], args[1], args[2], args[3], args[4], args[5],
-                )
+                libc::syscall(call.number, args[0], args[1], args[2], args[3], args[4], args[5])
             };
             let errno = std::io::Error::last_os_error().raw_os_error();
             Some(if done < 0 { Err(errno.unwrap_or(libc::EIO)) } else { Ok(done) })
@@ -322,7 +321,11 @@ fn tell(call: &Call, nth: u64, args: &[u64; 6]) {
     let name_at = match call.sort {
         _ if call.name == "symlinkat" => None,
         Sort::Open | Sort::Name | Sort::Move => Some(1),
-        _ if matches!(call.name, "newfstatat" | "statx" | "readlinkat" | "utimensat" | "fchmodat") => {
+        _ if matches!(
+            call.name,
+            "newfstatat" | "statx" | "readlinkat" | "utimensat" | "fchmodat"
+        ) =>
+        {
             Some(1)
         }
         _ => None,

@@ -278,7 +278,12 @@ impl Scene {
             "restore-in-place" => {
                 self.fill(&[(key, 0)], true)?;
                 let cache = place.open(true)?;
-                cache.restore(&task(key), &place.workspace, place.restore_options(), &Cancel::new())?;
+                cache.restore(
+                    &task(key),
+                    &place.workspace,
+                    place.restore_options(),
+                    &Cancel::new(),
+                )?;
                 cache.maintain()?;
                 self.arm()?;
                 self.restore(&cache, key)?;

@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 /// The files below `folder`, symlinks not followed.
 pub(crate) fn files(folder: &Path) -> Vec<PathBuf> {
     let Ok(entries) = fs::read_dir(folder) else { return Vec::new() };
-    let below = |path: PathBuf| if path.is_dir() && !path.is_symlink() { files(&path) } else { vec![path] };
+    let below =
+        |path: PathBuf| if path.is_dir() && !path.is_symlink() { files(&path) } else { vec![path] };
     entries.flatten().flat_map(|entry| below(entry.path())).collect()
 }
 

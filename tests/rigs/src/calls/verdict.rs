@@ -73,6 +73,14 @@ impl<'t> Verdict<'t> {
         self.plan.is_some_and(|plan| plan.fault == Fault::Lie && plan.call.sort == Sort::Move)
     }
 
+    /// The error of a fault, whether it happens once or for good.
+    fn any_errno(&self) -> Option<i32> {
+        match self.plan?.fault {
+            Fault::Errno(errno) | Fault::Sticky(errno) => Some(errno),
+            _ => None,
+        }
+    }
+
     /// The error of a fault that happens once.
     fn errno(&self) -> Option<i32> {
         match self.plan?.fault {
@@ -88,7 +96,7 @@ impl<'t> Verdict<'t> {
         let keys: BTreeMap<u64, Accepted> =
             tale.keys().map(|(key, accepted)| (key, accepted.clone())).collect();
         // What cannot be read is damaged; then there is a trace of it.
-        let may_be_damaged = matches!(self.errno(), Some(libc::EIO | libc::EACCES))
+        let may_be_damaged = matches!(self.any_errno(), Some(libc::EIO | libc::EACCES))
             && !files(&self.place.store.join("quarantine")).is_empty();
         for (key, mut accepted) in keys {
             if self.is_lie_about_names() {
@@ -124,13 +132,14 @@ impl<'t> Verdict<'t> {
     /// A failed sync is a failed store, and never retried into success.
     fn judge_syncs(&self, tale: &mut Tale, report: &mut Report) {
         let Some(plan) = self.plan.filter(|plan| plan.call.sort == Sort::Sync) else { return };
-        let is_error = matches!(plan.fault, Fault::Errno(_) | Fault::Sticky(_));
+        let is_error = self.any_errno().is_some();
         let Some(hit) = self.hit().filter(|_| is_error) else { return };
         if hit.path.contains("/index.") {
             return; // Nothing that happens to the index fails an operation.
         }
         let lines: Vec<&str> = self.told.lines().collect();
-        let Some(began) = lines[..hit.at].last().filter(|line| line.starts_with("begin store ")) else {
+        let Some(began) = lines[..hit.at].last().filter(|line| line.starts_with("begin store "))
+        else {
             return;
         };
         report.add("failed-syncs-of-stores", 1);
@@ -139,7 +148,13 @@ impl<'t> Verdict<'t> {
         let &[key, version] = &words[..] else { return };
         let ended = lines.get(hit.at + 1).copied().unwrap_or_default();
         if !ended.starts_with("failed store ") {
-            report.violation(&format!("the sync of {} failed, and the store said {ended:?}", hit.path));
+            report.violation(&format!(
+                "the sync of {} failed, and the store said {ended:?}",
+                hit.path
+            ));
+        }
+        if self.errno().is_some() && self.shows(tale, key, version) {
+            report.violation("a store failed with its sync, and its entry is there");
         }
         // Once more, without a fault. What the failed sync should have written must be written anew.
         let unwritten = self.unwritten(plan, &hit);
@@ -155,6 +170,17 @@ impl<'t> Verdict<'t> {
                 "the inode {inode} is a blob of a store that was repeated, and its sync had failed"
             ));
         }
+    }
+
+    /// Whether a lookup finds this version, which nobody accepts.
+    fn shows(&self, tale: &Tale, key: u64, version: u64) -> bool {
+        let mut keys = tale.keys();
+        if keys.any(|(known, accepted)| known == key && accepted.versions.contains(&version)) {
+            return false;
+        }
+        let found = Cache::open(&self.place.store, cache_options(true))
+            .and_then(|cache| cache.lookup(&task(key)));
+        matches!(found, Ok(Some(hit)) if hit.duration_ms == entry(key, version).duration_ms)
     }
 
     /// The inodes whose bytes a failed sync should have written.
@@ -206,7 +232,11 @@ impl<'t> Verdict<'t> {
                 report.violation(&format!("{path} is gone, although both old and new have it"));
             }
             if old.is_empty() && !found.is_empty() && found.len() != new.len() {
-                report.violation(&format!("{} of {} files of an absent root", found.len(), new.len()));
+                report.violation(&format!(
+                    "{} of {} files of an absent root",
+                    found.len(),
+                    new.len()
+                ));
             }
             if restored("done").is_some() && !holds(&place.workspace, key, 0) {
                 report.violation("the restore was done, and the workspace is not right");
