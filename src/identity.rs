@@ -282,17 +282,23 @@ impl Identity {
 
     /// Whether the store at this path is still the one that was opened: neither removed nor
     /// replaced.
-    pub(crate) fn is_in_place(&self) -> bool {
+    ///
+    /// # Errors
+    /// If it cannot be looked at: that says nothing about the store.
+    pub(crate) fn is_in_place(&self) -> Result<bool> {
+        self.look_in_place().context("look at", || &self.path)
+    }
+
+    fn look_in_place(&self) -> io::Result<bool> {
         let witness = self.lock_state().witness;
-        let Ok(now) = Dir::open(&self.path, self.root.capabilities()) else {
-            return false;
+        let now = match Dir::open(&self.path, self.root.capabilities()) {
+            Err(error) if is_gone(&error) => return Ok(false),
+            opened => opened?,
         };
-        let (Ok(found), Ok(own)) = (now.stat_self(), self.root.stat_self()) else {
-            return false;
-        };
+        let (found, own) = (now.stat_self()?, self.root.stat_self()?);
         let is_root = (found.device, found.inode) == (own.device, own.inode);
-        is_root
-            && matches!(now.stat(OsStr::new(layout::FORMAT)), Ok(Some(stat)) if stat.inode == witness.inode)
+        let format = now.stat(OsStr::new(layout::FORMAT))?;
+        Ok(is_root && format.is_some_and(|stat| stat.inode == witness.inode))
     }
 
     fn update(&self, change: impl FnOnce(&mut State)) -> io::Result<u32> {
@@ -491,6 +497,11 @@ fn parse_format(text: &[u8]) -> Option<u32> {
     let (line, checksum) = text.strip_suffix('\n')?.split_once('\n')?;
     let version = line.strip_prefix(layout::FORMAT_WORDS)?.parse().ok()?;
     (checksum == crate::Digest::of(line.as_bytes()).to_string()).then_some(version)
+}
+
+/// Whether there is no directory at a path.
+fn is_gone(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
 }
 
 /// Writes the format file under a name of its own and renames it to the free name, so that it is

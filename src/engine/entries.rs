@@ -190,7 +190,7 @@ impl Cache {
     ) -> Result<()> {
         let path = || self.manifest_path(task);
         // The last moment to notice that all this went into a store that is gone.
-        if !self.inner.identity.is_in_place() {
+        if !self.inner.identity.is_in_place()? {
             return Err(self.replaced());
         }
         let shard = Shard::of_manifest(task.as_bytes());

@@ -59,7 +59,7 @@ impl Cache {
     /// # Errors
     /// If not: why not.
     pub fn check_usable(&self) -> Result<()> {
-        if !self.inner.identity.is_in_place() {
+        if !self.inner.identity.is_in_place()? {
             return Err(self.replaced());
         }
         self.canary()

@@ -173,7 +173,7 @@ impl Cache {
         loop {
             let cache = Cache::try_open(path, &options)?;
             // A store that was destroyed between our first look and our lock is made anew.
-            if cache.inner.identity.is_in_place() {
+            if cache.inner.identity.is_in_place()? {
                 return Ok(cache);
             }
         }
@@ -304,10 +304,9 @@ impl Cache {
 
     /// Says that the store was removed or replaced under us, where that is the reason.
     fn explain(&self, error: io::Error, action: &'static str, path: PathBuf) -> Error {
-        if self.inner.identity.is_in_place() {
-            Error::io(action, path, error)
-        } else {
-            self.replaced()
+        match self.inner.identity.is_in_place() {
+            Ok(false) => self.replaced(),
+            _ => Error::io(action, path, error),
         }
     }
 

@@ -92,7 +92,9 @@ impl Cache {
         }
         match stored {
             // Whatever fails in a store that is gone fails because it is gone.
-            Err(Error::Io { .. }) if !self.inner.identity.is_in_place() => Err(self.replaced()),
+            Err(Error::Io { .. }) if matches!(self.inner.identity.is_in_place(), Ok(false)) => {
+                Err(self.replaced())
+            }
             stored => stored,
         }
     }

@@ -15,6 +15,8 @@ mod inject;
 mod options;
 mod report;
 mod rot;
+mod shortage;
+mod small;
 mod tale;
 mod work;
 
@@ -31,6 +33,7 @@ fn main() -> ExitCode {
         "rot" => rot::run(&options),
         "rot-states" => rot::run_states(&options),
         "calls" => calls::run(&options),
+        "small" => small::run(&options),
         "scene" => calls::scenes::scene(&options),
         "verdict" => calls::verdict::verdict(&options),
         _ => Err(format!("there is no rig {rig:?}").into()),

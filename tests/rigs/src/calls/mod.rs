@@ -18,7 +18,7 @@ use crate::inject::{CALLS, Call, Fault, Plan, Sort};
 use crate::options::{LEAVE_OUT, Options, Result};
 use crate::report::Report;
 use scenes::SCENES;
-use std::fs::{self, File};
+use std::fs;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
@@ -79,16 +79,16 @@ pub(crate) fn run(options: &Options) -> Result<Report> {
     Ok(report)
 }
 
-fn is_asked_for(options: &Options, scene: &str) -> bool {
+pub(crate) fn is_asked_for(options: &Options, scene: &str) -> bool {
     options.kind == "mixed" || options.kind.split(',').any(|kind| kind == scene)
 }
 
 /// Evenly over all, as many as asked for.
-fn sample(cases: &[Case], options: &Options) -> Vec<Case> {
+pub(crate) fn sample<T: Clone>(cases: &[T], options: &Options) -> Vec<T> {
     let all = cases.len() as u64;
     let count = options.count.unwrap_or(all).min(all);
     let place = |nth| (nth * all + options.seed % (all / count.max(1)).max(1) * count) / count;
-    (0..count).filter_map(|nth| cases.get(place(nth) as usize)).copied().collect()
+    (0..count).filter_map(|nth| cases.get(place(nth) as usize)).cloned().collect()
 }
 
 impl std::fmt::Display for Case {
@@ -131,9 +131,9 @@ fn faults(call: &Call) -> Vec<Fault> {
 }
 
 /// Plays scenes in a directory of its own.
-struct Player<'o> {
-    options: &'o Options,
-    directory: PathBuf,
+pub(crate) struct Player<'o> {
+    pub(crate) options: &'o Options,
+    pub(crate) directory: PathBuf,
 }
 
 impl Player<'_> {
@@ -178,7 +178,8 @@ impl Player<'_> {
         if self.heard().contains("panicked at") {
             report.add("panics-contained", 1);
         }
-        let judged = self.command("verdict", case.scene, Some(case.plan)).output()?;
+        let fault = case.plan.to_string();
+        let judged = self.command("verdict", case.scene, Some(&fault), None).output()?;
         if !judged.status.success() {
             let text = String::from_utf8_lossy(&judged.stderr);
             report.violation(&format!("{case}: {}\n{text}{}", judged.status, shortened(&told)));
@@ -192,29 +193,50 @@ impl Player<'_> {
         Ok(report)
     }
 
-    fn heard(&self) -> String {
+    pub(crate) fn heard(&self) -> String {
         fs::read_to_string(self.directory.join("errors")).unwrap_or_default()
     }
 
     /// Plays a scene; returns how it ended, and its tale.
     fn scene(&self, scene: &str, plan: Option<Plan>) -> Result<(ExitStatus, String)> {
+        let fault = plan.map(|plan| plan.to_string());
+        self.scene_in(scene, fault.as_deref(), None)
+    }
+
+    /// As [`Player::scene`], with its store below `root` instead of beside the tale.
+    pub(crate) fn scene_in(
+        &self,
+        scene: &str,
+        fault: Option<&str>,
+        root: Option<&Path>,
+    ) -> Result<(ExitStatus, String)> {
         let _ = fs::remove_dir_all(&self.directory);
         fs::create_dir_all(&self.directory)?;
-        let tale = self.directory.join("tale");
-        let mut command = self.command("scene", scene, plan);
-        command.stdout(File::create(&tale)?).stderr(File::create(self.directory.join("errors"))?);
+        let mut command = self.command("scene", scene, fault, root);
         if let Some(step) = &self.options.leave_out {
             command.env(LEAVE_OUT, step);
         }
-        let status = command.status()?;
-        Ok((status, String::from_utf8_lossy(&fs::read(&tale)?).into_owned()))
+        // Through pipes, since a scene may not be able to write to files.
+        let output = command.output()?;
+        fs::write(self.directory.join("tale"), &output.stdout)?;
+        fs::write(self.directory.join("errors"), &output.stderr)?;
+        Ok((output.status, String::from_utf8_lossy(&output.stdout).into_owned()))
     }
 
-    fn command(&self, word: &str, scene: &str, plan: Option<Plan>) -> Command {
+    pub(crate) fn command(
+        &self,
+        word: &str,
+        scene: &str,
+        fault: Option<&str>,
+        root: Option<&Path>,
+    ) -> Command {
         let mut command = Command::new(own_path());
         command.args([word, "--kind", scene, "--directory"]).arg(&self.directory);
-        if let Some(plan) = plan {
-            command.args(["--fault", &plan.to_string()]);
+        if let Some(fault) = fault {
+            command.args(["--fault", fault]);
+        }
+        if let Some(root) = root {
+            command.arg("--store").arg(root);
         }
         command.stdin(Stdio::null()).env_remove(LEAVE_OUT);
         command
@@ -234,7 +256,7 @@ fn own_path() -> &'static Path {
 }
 
 /// A folder that goes with its owner.
-struct Folder(PathBuf);
+pub(crate) struct Folder(pub(crate) PathBuf);
 
 impl Drop for Folder {
     fn drop(&mut self) {

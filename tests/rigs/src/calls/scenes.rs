@@ -8,6 +8,7 @@ use super::snapshot::blob_inodes;
 use crate::inject::{self, Plan};
 use crate::options::{BOOT, Options, Result};
 use crate::report::Report;
+use crate::shortage::Shortage;
 use crate::work::{Teller, cache_options, entry, expected, log, task};
 use larder::{
     Cache, CacheEntry, Cancel, Error, EvictOptions, Limit, Limits, LinkMode, OutputDeclaration,
@@ -68,18 +69,25 @@ pub(crate) struct Place {
     pub(crate) outside: PathBuf,
     /// The inodes of blobs that were on disk before, one a line.
     pub(crate) synced: PathBuf,
+    /// What fills the filesystem.
+    pub(crate) ballast: PathBuf,
     pub(crate) kind: String,
 }
 
 impl Place {
-    pub(crate) fn new(directory: &Path, kind: &str) -> Place {
-        Place {
-            store: directory.join("store"),
-            workspace: directory.join("workspace"),
-            outside: directory.join("outside"),
+    /// In `--directory`, or in `--store` if the tale must not lie on the same filesystem.
+    pub(crate) fn new(options: &Options) -> Result<Place> {
+        let directory = options.directory.as_deref().ok_or("--directory is missing")?;
+        let has_own = options.store != Path::new("");
+        let root = if has_own { options.store.as_path() } else { directory };
+        Ok(Place {
+            store: root.join("store"),
+            workspace: root.join("workspace"),
+            outside: root.join("outside"),
+            ballast: root.join("ballast"),
             synced: directory.join("synced"),
-            kind: kind.to_owned(),
-        }
+            kind: options.kind.clone(),
+        })
     }
 
     pub(crate) fn is_durable(&self) -> bool {
@@ -129,18 +137,20 @@ fn key_with(nth: usize, is_right: impl Fn(usize) -> bool) -> u64 {
 pub(crate) fn scene(options: &Options) -> Result<Report> {
     // SAFETY: a plain call.
     unsafe { libc::alarm(HANGS_AFTER_SECONDS) };
-    let directory = options.directory.as_deref().ok_or("--directory is missing")?;
-    let plan = options.fault.as_deref().map(str::parse::<Plan>).transpose()?;
+    let fault = options.fault.as_deref();
+    let shortage = fault.and_then(|fault| fault.parse::<Shortage>().ok());
+    let plan = fault.filter(|_| shortage.is_none()).map(str::parse::<Plan>).transpose()?;
     let scene = Scene {
-        place: Place::new(directory, &options.kind),
+        place: Place::new(options)?,
         plan,
+        shortage,
         teller: Cell::new(Some(Teller { waits: false })),
     };
     fs::create_dir_all(&scene.place.workspace)?;
     fs::create_dir_all(&scene.place.outside)?;
     fs::write(scene.place.outside.join("file"), "outside")?;
     scene.play()?;
-    if plan.is_none() {
+    if fault.is_none() {
         for (name, count) in inject::counts() {
             println!("calls {name} {count}");
         }
@@ -151,6 +161,7 @@ pub(crate) fn scene(options: &Options) -> Result<Report> {
 struct Scene {
     place: Place,
     plan: Option<Plan>,
+    shortage: Option<Shortage>,
     teller: Cell<Option<Teller>>,
 }
 
@@ -229,7 +240,11 @@ impl Scene {
                     self.look_often(&cache, key)?;
                 } else {
                     self.look(&cache, key)?;
-                    self.look(&cache, other)?;
+                    self.tell("lookup", other, 0, || {
+                        let found = cache.lookup(&task(other))?;
+                        self.accept(found.is_none(), "what was never stored is found");
+                        Ok(())
+                    })?;
                 }
             }
             "logs" => {
@@ -364,7 +379,10 @@ impl Scene {
         let inodes = if is_synced { blob_inodes(&self.place.store) } else { BTreeSet::new() };
         let lines: Vec<String> = inodes.iter().map(ToString::to_string).collect();
         fs::write(&self.place.synced, lines.join("\n"))?;
-        inject::arm(self.plan)
+        match self.shortage {
+            Some(shortage) => shortage.begin(&self.place.ballast),
+            None => inject::arm(self.plan),
+        }
     }
 
     /// Stores entries and closes the store.

@@ -30,8 +30,10 @@ pub(crate) fn verdict(options: &Options) -> Result<Report> {
     unsafe { libc::alarm(HANGS_AFTER_SECONDS) };
     let directory = options.directory.as_deref().ok_or("--directory is missing")?;
     let told = fs::read_to_string(directory.join("tale"))?;
-    let plan = options.fault.as_deref().map(str::parse::<Plan>).transpose()?;
-    let verdict = Verdict { place: Place::new(directory, &options.kind), plan, told: &told };
+    // Of a shortage nothing is known but the tale.
+    let plan = options.fault.as_deref().and_then(|fault| fault.parse::<Plan>().ok());
+    let verdict = Verdict { place: Place::new(options)?, plan, told: &told };
+    let _ = fs::remove_dir_all(&verdict.place.ballast);
     let mut report = Report::new();
     for wrong in told.lines().filter_map(|line| line.strip_prefix("wrong ")) {
         report.violation(wrong);
@@ -40,7 +42,7 @@ pub(crate) fn verdict(options: &Options) -> Result<Report> {
     let mut tale = verdict.expectation();
     verdict.judge_syncs(&mut tale, &mut report);
     verdict.judge_workspace(&tale, &mut report);
-    let own = directory.join("check");
+    let own = verdict.place.store.with_file_name("check");
     fs::create_dir_all(&own)?;
     check_store(&verdict.place.store, true, &tale, &own, &mut report);
     Ok(report)
