@@ -25,6 +25,9 @@ use std::process::{Command, ExitStatus, Stdio};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+/// What every folder of this rig begins with.
+const NAME: &str = "larder-calls-";
+
 /// So many faults are under way at once.
 const WORKERS: usize = 2;
 
@@ -47,8 +50,9 @@ struct Case {
 
 /// Runs the rig. `--kind` names scenes, with commas between them; default: all.
 pub(crate) fn run(options: &Options) -> Result<Report> {
-    let name = format!("larder-calls-{}", std::process::id());
-    let folder = Folder(options.directory.clone().unwrap_or("/dev/shm".into()).join(name));
+    let base = options.directory.clone().unwrap_or("/dev/shm".into());
+    sweep(&base)?;
+    let folder = Folder(base.join(format!("{NAME}{}", std::process::id())));
     fs::create_dir_all(&folder.0)?;
     let mut cases = Vec::new();
     for scene in SCENES.iter().filter(|scene| is_asked_for(options, scene)) {
@@ -77,6 +81,19 @@ pub(crate) fn run(options: &Options) -> Result<Report> {
     let mut report = report.into_inner()?;
     report.add("all", cases.len() as u64);
     Ok(report)
+}
+
+/// Removes what a rig left that was killed.
+fn sweep(base: &Path) -> Result<()> {
+    for entry in fs::read_dir(base)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let process = name.to_str().and_then(|name| name.strip_prefix(NAME));
+        if process.is_some_and(|process| !Path::new("/proc").join(process).exists()) {
+            fs::remove_dir_all(entry.path())?;
+        }
+    }
+    Ok(())
 }
 
 pub(crate) fn is_asked_for(options: &Options, scene: &str) -> bool {
