@@ -12,7 +12,12 @@ mod calls;
 mod check;
 mod index;
 mod inject;
+mod crew;
+mod devices;
+mod judge;
+mod live;
 mod options;
+mod power;
 mod report;
 mod rot;
 mod shortage;
@@ -36,6 +41,8 @@ fn main() -> ExitCode {
         "small" => small::run(&options),
         "scene" => calls::scenes::scene(&options),
         "verdict" => calls::verdict::verdict(&options),
+        "live" => live::run(&options),
+        "power" => power::run(&options),
         _ => Err(format!("there is no rig {rig:?}").into()),
     });
     match ended {

@@ -31,7 +31,7 @@ pub(crate) struct Options {
     pub(crate) count: Option<u64>,
     /// Where: a folder that may be filled with anything.
     pub(crate) directory: Option<PathBuf>,
-    /// What kind of work, for `work`.
+    /// What kind of work, for `work`; of filesystem, for rigs that mount some.
     pub(crate) kind: String,
     /// The step that is left out, to see that the rig finds it.
     pub(crate) leave_out: Option<String>,
@@ -40,6 +40,8 @@ pub(crate) struct Options {
     /// What was told, for `check`.
     pub(crate) tale: PathBuf,
     pub(crate) is_durable: bool,
+    /// Whether the store may only be read, for `check`.
+    pub(crate) is_read_only: bool,
     /// Whether each end of an operation waits for a line on the standard input.
     pub(crate) waits: bool,
     /// Which system call goes wrong, for `scene`: `CALL:N:FAULT`.
@@ -61,6 +63,7 @@ impl Options {
                 "--tale" => options.tale = value()?.into(),
                 "--durable" => options.is_durable = true,
                 "--fault" => options.fault = Some(value()?),
+                "--read-only" => options.is_read_only = true,
                 "--waits" => options.waits = true,
                 _ => return Err(format!("{word} is not known").into()),
             }

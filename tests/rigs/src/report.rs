@@ -50,6 +50,18 @@ impl Report {
         self.began.elapsed()
     }
 
+    /// Takes over the figures of a line that [`Report::finish`] printed.
+    pub(crate) fn add_line(&mut self, line: &str) {
+        let figures = line.split_once(": ").map_or("", |(_, figures)| figures);
+        for figure in figures.trim().split(", ") {
+            if let Some((figure, number)) = figure.split_once('=')
+                && !["seconds", "violations"].contains(&figure)
+            {
+                self.add(figure, number.parse().unwrap_or(0));
+            }
+        }
+    }
+
     /// Takes over what another has found.
     pub(crate) fn absorb(&mut self, other: &Report) {
         self.absorb_figures(other);

@@ -2,7 +2,7 @@
 //! heard, and what may be in the store after it was cut short.
 //!
 //! One line an event: `begin store KEY VERSION`, `done store KEY VERSION`, the same with `remove KEY 0`,
-//! `evict 0 0` and `repair 0 0`; `failed WHAT KEY VERSION` for an operation that returned an error.
+//! `evict 0 0` and `repair 0 0`; `cut all 0 0` where all processes ended at once; `failed WHAT KEY VERSION` for an operation that returned an error.
 
 use std::collections::BTreeMap;
 
@@ -13,6 +13,9 @@ pub(crate) struct Accepted {
     pub(crate) versions: Vec<u64>,
     /// Or nothing.
     pub(crate) absent: bool,
+    /// Whether an eviction was under way at some time since the last store began: whatever that store
+    /// says when it is done, the eviction may have taken the entry before.
+    is_evictable: bool,
 }
 
 /// What may be found in a store.
@@ -49,19 +52,25 @@ impl Tale {
         match (state, what) {
             ("begin", "evict") => {
                 self.evictions_under_way += 1;
-                self.keys.values_mut().for_each(|accepted| accepted.absent = true);
+                for accepted in self.keys.values_mut() {
+                    (accepted.absent, accepted.is_evictable) = (true, true);
+                }
             }
             ("done" | "failed", "evict") => {
                 self.evictions_under_way = self.evictions_under_way.saturating_sub(1);
             }
+            ("cut", _) => self.evictions_under_way = 0,
             (_, "store" | "remove") => {
-                let nothing = Accepted { versions: Vec::new(), absent: true };
+                let nothing = Accepted { absent: true, ..Accepted::default() };
                 let accepted = self.keys.entry(key).or_insert(nothing);
                 match (state, what) {
-                    ("begin", "store") => accepted.versions.push(version),
+                    ("begin", "store") => {
+                        accepted.versions.push(version);
+                        accepted.is_evictable = is_evicting;
+                    }
                     // Nobody else stores this key: each process has its own.
                     ("done", "store") if self.is_durable => {
-                        *accepted = Accepted { versions: vec![version], absent: is_evicting };
+                        (accepted.versions, accepted.absent) = (vec![version], accepted.is_evictable);
                     }
                     ("done", "remove") if self.is_durable => accepted.versions.clear(),
                     // A store that failed may have removed the entry that it should have replaced (a
@@ -96,8 +105,10 @@ mod tests {
     #[test]
     fn what_was_acknowledged_must_be_there_if_the_store_is_durable() {
         let text = "begin store 7 1\ndone store 7 1\nbegin store 7 2\n";
-        assert_eq!(accepted(text, true), Accepted { versions: vec![1, 2], absent: false });
-        assert_eq!(accepted(text, false), Accepted { versions: vec![1, 2], absent: true });
+        for (is_durable, absent) in [(true, false), (false, true)] {
+            let expected = Accepted { versions: vec![1, 2], absent, is_evictable: false };
+            assert_eq!(accepted(text, is_durable), expected);
+        }
     }
 
     #[test]
@@ -110,5 +121,13 @@ mod tests {
     fn an_eviction_may_take_whatever_is_stored_while_it_goes_on() {
         let text = "begin evict 0 0\nbegin store 7 1\ndone store 7 1\ndone evict 0 0\n";
         assert!(accepted(text, true).absent);
+        let text = "begin store 7 1\nbegin evict 0 0\ndone evict 0 0\ndone store 7 1\n";
+        assert!(accepted(text, true).absent);
+    }
+
+    #[test]
+    fn an_eviction_ends_with_a_cut() {
+        let text = "begin evict 0 0\ncut all 0 0\nbegin store 7 1\ndone store 7 1\n";
+        assert!(!accepted(text, true).absent);
     }
 }

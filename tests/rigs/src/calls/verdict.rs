@@ -44,7 +44,7 @@ pub(crate) fn verdict(options: &Options) -> Result<Report> {
     verdict.judge_workspace(&tale, &mut report);
     let own = verdict.place.store.with_file_name("check");
     fs::create_dir_all(&own)?;
-    check_store(&verdict.place.store, true, &tale, &own, &mut report);
+    check_store(&verdict.place.store, true, false, &tale, &own, &mut report);
     Ok(report)
 }
 
