@@ -124,7 +124,7 @@ impl Identity {
         // A store that we may not write to is still good for reading: with a new incarnation that
         // only this process knows, everything is rehashed.
         match identity.write(&identity.lock_state()) {
-            Err(error) if is_read_only(&error) => {}
+            Err(error) if disk::is_read_only(&error) => {}
             written => written.context("write", file)?,
         }
         Ok(identity)
@@ -543,14 +543,10 @@ fn read_small(root: &Dir, name: &str) -> io::Result<Option<Vec<u8>>> {
 fn lock_identity(root: &Dir) -> io::Result<Option<Lock>> {
     let file: File = match root.open_or_create(layout::IDENTITY_LOCK.as_ref(), 0o600) {
         Ok((file, _)) => file,
-        Err(error) if is_read_only(&error) => return Ok(None),
+        Err(error) if disk::is_read_only(&error) => return Ok(None),
         Err(error) => return Err(error),
     };
     Lock::acquire(file, LockMode::Exclusive, disk::EAGER, &|| false)
-}
-
-fn is_read_only(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem)
 }
 
 fn take<const N: usize>(bytes: &mut &[u8]) -> Option<[u8; N]> {

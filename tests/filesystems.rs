@@ -226,6 +226,43 @@ fn a_read_only_store_still_answers() {
     assert!(refused.as_ref().is_err_and(Error::allows_uncached_run), "{refused:?}");
 }
 
+/// After a power cut a manifest may be torn, and whoever mounted the filesystem to look at it, read
+/// only, could not move it to quarantine. That made an I/O error of what is a miss.
+#[test]
+fn damage_in_a_read_only_store_is_a_miss_and_stays() {
+    let Some(small) = common::Small::mount("size=50m") else {
+        return;
+    };
+    let lab = Lab::new();
+    write_old(&lab.workspace().join("out"), &noise(1, 50_000));
+    let path = small.path().join("store");
+    let cache = Cache::open(&path, CacheOptions::default()).expect("opens");
+    common::store(&cache, "torn", &lab.workspace(), &["out"]);
+    let manifest = common::files_below(&path.join("manifests")).remove(0);
+    common::store(&cache, "k", &lab.workspace(), &["out"]);
+    drop(cache);
+    fs::write(&manifest, "torn").expect("written");
+    let blob = common::files_below(&path.join("blobs")).remove(0);
+    fs::set_permissions(&blob, std::os::unix::fs::PermissionsExt::from_mode(0o644))
+        .expect("a mode");
+    fs::write(&blob, "torn").expect("written");
+    let remounted = Command::new("mount").args(["-o", "remount,ro"]).arg(small.path()).status();
+    assert!(remounted.expect("mount runs").success());
+
+    let cache = Cache::open(&path, CacheOptions::default()).expect("opens read-only");
+    let restore =
+        |key, options| cache.restore(&task(key), &lab.path("to"), options, &Cancel::new());
+    for _ in 0..2 {
+        assert!(cache.lookup(&task("torn")).expect("a lookup").is_none());
+        let torn = restore("torn", RestoreOptions::default());
+        assert!(matches!(torn, Ok(None)), "{torn:?}");
+        for link_mode in [LinkMode::Hardlink, LinkMode::Copy] {
+            let damaged = restore("k", RestoreOptions::default().with_link_mode(link_mode));
+            assert!(matches!(damaged, Err(Error::Damaged { .. })), "{damaged:?}");
+        }
+    }
+}
+
 /// Options for a store on a filesystem that counts as one of several machines.
 fn on_a_network() -> CacheOptions {
     let mut capabilities = Capabilities::all();

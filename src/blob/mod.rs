@@ -134,17 +134,21 @@ impl BlobStore {
         })
     }
 
-    /// Moves a file out of reach and keeps it as evidence. Returns its name there.
+    /// Moves a file out of reach and keeps it as evidence. Returns its name there; `None` if it is
+    /// gone already. In a store that may only be read damage stays where it is: whoever looks finds it
+    /// again.
     pub(crate) fn set_aside(
         &self,
         folder: &Dir,
         name: &OsStr,
         label: &str,
-    ) -> io::Result<OsString> {
+    ) -> io::Result<Option<OsString>> {
         let kept =
             OsString::from(format!("{}-{label}-{}", disk::now().seconds, disk::random_name()?));
-        folder.rename(name, &self.quarantine, &kept)?;
-        Ok(kept)
+        match folder.rename(name, &self.quarantine, &kept) {
+            Err(error) if disk::is_absent(&error) || disk::is_read_only(&error) => Ok(None),
+            moved => moved.map(|()| Some(kept)),
+        }
     }
 
     /// Makes a folder of blobs or manifests that is missing. What stands in its place and is none goes
@@ -154,10 +158,8 @@ impl BlobStore {
         if parent.make_new(name, MODE)? == Placed::Occupied
             && parent.stat(name)?.is_some_and(|stat| stat.kind != FileKind::Directory)
         {
-            match self.set_aside(parent, name, "folder") {
-                Err(error) if !disk::is_absent(&error) => return Err(error),
-                _ => parent.make_new(name, MODE).map(drop)?,
-            }
+            self.set_aside(parent, name, "folder")?;
+            parent.make_new(name, MODE)?;
         }
         Ok(())
     }
@@ -171,11 +173,9 @@ impl BlobStore {
         judged_inode: Option<u64>,
     ) -> Result<()> {
         let shard = Shard::of_blob(digest.as_bytes(), mode);
-        let kept =
-            match self.set_aside(&self.blobs, shard.name(), &format!("blob-{}", digest.short())) {
-                Err(error) if disk::is_absent(&error) => return Ok(()),
-                kept => kept.context("quarantine", || self.blob_path(digest, mode))?,
-            };
+        let kept = self.set_aside(&self.blobs, shard.name(), &format!("blob-{}", digest.short()));
+        let kept = kept.context("quarantine", || self.blob_path(digest, mode))?;
+        let Some(kept) = kept else { return Ok(()) };
         let moved =
             self.quarantine.stat(&kept).context("look at", || self.quarantined_path(&kept))?;
         if judged_inode.is_some() && moved.map(|stat| stat.inode) != judged_inode {

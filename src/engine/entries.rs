@@ -244,11 +244,11 @@ impl Cache {
     }
 
     /// Removes the entry of `task` if it is still the one whose manifest had this stamp. False if it
-    /// was gone, or another one.
+    /// was gone, or another one. In a store that may only be read it stays.
     pub(super) fn remove_if_unchanged(&self, task: &TaskDigest, stamp: Stamp) -> Result<bool> {
         // Nobody publishes another one between the look and the removal.
         let _section = self.enter(LockMode::Exclusive, &Cancel::new())?;
-        Ok(self.is_manifest(task, stamp)? && self.remove(task)?)
+        Ok(self.is_manifest(task, stamp)? && (!self.may_write() || self.remove(task)?))
     }
 
     /// Whether the manifest of `task` is still the one that had this stamp.
@@ -299,12 +299,9 @@ impl Cache {
             Err(DecodeError::Newer) => Ok(None),
             Err(_) => {
                 let label = format!("manifest-{}", &task.to_string()[..12]);
-                match self.inner.blobs.set_aside(&self.inner.manifests, shard.name(), &label) {
-                    Err(error) if !disk::is_absent(&error) => {
-                        Err(error).context("quarantine", path)
-                    }
-                    _ => Ok(None),
-                }
+                let manifests = &self.inner.manifests;
+                let aside = self.inner.blobs.set_aside(manifests, shard.name(), &label);
+                aside.context("quarantine", path).map(|_| None)
             }
         }
     }

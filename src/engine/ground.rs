@@ -10,7 +10,7 @@
 //!
 //! Where even two processes of this machine are not kept apart, a store is refused in any case.
 
-use super::{Cache, is_read_only};
+use super::Cache;
 use crate::disk::{self, Dir, FilesystemKind, layout};
 use crate::error::{Context, Error, Result};
 use crate::options::{CacheOptions, Network};
@@ -62,7 +62,7 @@ impl Ground {
         let opened = gate().and_then(|(one, _)| Ok((one, gate()?.0)));
         let (one, other) = match opened {
             // Who may only read takes no locks.
-            Err(error) if is_read_only(&error) => return Ok(()),
+            Err(error) if disk::is_read_only(&error) => return Ok(()),
             opened => opened.context("open", || path.join(layout::GATE))?,
         };
         if disk::locks_hold(one, other).unwrap_or(false) {

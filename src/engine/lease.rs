@@ -5,7 +5,7 @@
 //! each other exclude each other, also when they are reached through different workspaces. Taken in
 //! the order of the paths, so no two operations wait for each other.
 
-use super::{Cache, is_read_only};
+use super::Cache;
 use crate::cancel::Cancel;
 use crate::disk::{self, Lock, LockMode, layout};
 use crate::error::{Context, Error, Result};
@@ -65,7 +65,7 @@ impl Cache {
                 let (file, stat) = match self.inner.leases.open_or_create(name.as_ref(), 0o600) {
                     Ok(opened) => opened,
                     // In a store that we may only read there is no place for leases.
-                    Err(error) if is_read_only(&error) => break,
+                    Err(error) if disk::is_read_only(&error) => break,
                     Err(error) if disk::is_full(&error) => {
                         is_whole = None;
                         break;

@@ -199,7 +199,7 @@ impl Cache {
                 Some(taken.ok_or_else(|| Error::Busy { path: path.clone() })?)
             }
             // A store that we may only read.
-            Err(error) if is_read_only(&error) => None,
+            Err(error) if disk::is_read_only(&error) => None,
             Err(error) => return Err(error).context("lock", || path.join(layout::IN_USE)),
         };
         let blobs = BlobStore::open(&root, &path, Arc::clone(&identity))?;
@@ -382,7 +382,7 @@ fn make_folders(root: &Dir, path: &Path) -> Result<()> {
         if root.stat(folder.as_ref()).context("look at", || path.join(folder))?.is_none() {
             match root.make_new(folder.as_ref(), 0o700) {
                 // What an earlier version made and we may only read.
-                Err(error) if is_read_only(&error) => continue,
+                Err(error) if disk::is_read_only(&error) => continue,
                 // Nor does a full disk keep anybody from reading it, or from making room.
                 Err(error) if disk::is_full(&error) && identity::is_store(root) => continue,
                 made => {
@@ -406,13 +406,11 @@ fn write_tag(root: &Dir) -> io::Result<()> {
     match root.create_new(layout::CACHEDIR_TAG.as_ref(), 0o644) {
         Ok(mut file) => file.write_all(layout::CACHEDIR_TAG_CONTENTS),
         // Another process was faster, or we may only read.
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists || is_read_only(&error) => {
+        Err(error)
+            if error.kind() == io::ErrorKind::AlreadyExists || disk::is_read_only(&error) =>
+        {
             Ok(())
         }
         Err(error) => Err(error),
     }
-}
-
-fn is_read_only(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem)
 }

@@ -8,7 +8,7 @@
 //! everybody passes a gate, and one who has to wait keeps it shut. So a sweeper that goes from one
 //! section to the next lets in whoever waits, and nobody else is slowed down.
 
-use super::{Cache, is_read_only};
+use super::Cache;
 use crate::cancel::Cancel;
 use crate::disk::{self, Lock, LockMode, layout};
 use crate::error::{Context, Error, Result};
@@ -28,7 +28,7 @@ impl Cache {
             let path = || self.inner.path.join(name);
             let file = match self.inner.root.open_or_create(name.as_ref(), 0o600) {
                 Ok((file, _)) => file,
-                Err(error) if is_read_only(&error) && !self.may_write() => return Ok(None),
+                Err(error) if disk::is_read_only(&error) && !self.may_write() => return Ok(None),
                 Err(error) => return Err(self.explain(error, "open", path())),
             };
             let lock = Lock::acquire(file, mode, disk::EAGER, &|| cancel.is_cancelled());

@@ -2,7 +2,8 @@
 //!
 //! Each waits after each line until that line was heard, so what was heard is in the order in which it
 //! happened: nothing is begun before its line was noted, and what is noted as done was done before.
-//! Of processes whose store is relaxed nothing is noted as done: a power cut may take it.
+//! Of processes whose store is relaxed nothing is noted as done: a power cut may take it, and what it
+//! replaces.
 
 use crate::options::{BOOT, Dice, LEAVE_OUT, Result};
 use std::io::{BufRead, BufReader, Write};
@@ -116,9 +117,11 @@ impl Line {
         for told in BufReader::new(self.tells).lines() {
             // A process that was killed may have left half a line.
             let Ok(told) = told else { return };
-            let is_lasting = told.starts_with("done store") || told.starts_with("done remove");
-            if !told.starts_with("RIG") && (self.is_durable || !is_lasting) {
-                hear(&told);
+            match told.split_once(' ') {
+                Some(("begin", what)) if !self.is_durable => hear(&format!("relaxed {what}")),
+                Some(("done", what)) if !self.is_durable && !what.starts_with("evict") => {}
+                Some(("RIG", _)) | None => {}
+                Some(_) => hear(&told),
             }
             let _ = self.answers.write_all(b"\n");
         }

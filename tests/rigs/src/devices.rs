@@ -167,15 +167,21 @@ fn sweep(start: &str) -> Result<()> {
     for entry in fs::read_dir(MEMORY)?.flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
         let owner = name.strip_prefix(start).and_then(|rest| rest.split('-').next()?.parse().ok());
-        let is_gone =
-            |process: u32| process != std::process::id() && !Path::new("/proc").join(process.to_string()).exists();
+        let is_gone = |process: u32| {
+            process != std::process::id() && !Path::new("/proc").join(process.to_string()).exists()
+        };
         if !owner.is_some_and(is_gone) {
             continue;
         }
         let below = |path: &&str| Path::new(path).starts_with(entry.path());
         let mounts = fs::read_to_string("/proc/self/mounts")?;
         let points: Vec<&str> = mounts.lines().filter_map(|line| line.split(' ').nth(1)).collect();
-        let devices = run(Command::new("losetup").args(["--list", "--noheadings", "--output", "NAME,BACK-FILE"]))?;
+        let devices = run(Command::new("losetup").args([
+            "--list",
+            "--noheadings",
+            "--output",
+            "NAME,BACK-FILE",
+        ]))?;
         // Filesystems first, then devices, then the folders that serve files.
         let (served, mounted): (Vec<&str>, Vec<&str>) =
             points.into_iter().filter(below).partition(|path| path.ends_with("/served"));
@@ -205,7 +211,10 @@ pub(crate) fn obstacle() -> Option<String> {
     }
     let programs = ["losetup", "mkfs.ext4", "mkfs.xfs", "mkfs.btrfs"];
     let is_missing = |program: &&str| Command::new(program).arg("-V").output().is_err();
-    programs.iter().find(|program| is_missing(program)).map(|program| format!("there is no {program}"))
+    programs
+        .iter()
+        .find(|program| is_missing(program))
+        .map(|program| format!("there is no {program}"))
 }
 
 fn run(command: &mut Command) -> Result<String> {

@@ -20,8 +20,7 @@ use std::time::Duration;
 const SHUT_DOWN: rustix::ioctl::Opcode = 0x8004_587d;
 const WITHOUT_FLUSH: u32 = 2;
 
-const FILESYSTEMS: [Filesystem; 3] =
-    [Filesystem::Ext4, Filesystem::Ext4Writeback, Filesystem::Xfs];
+const FILESYSTEMS: [Filesystem; 3] = [Filesystem::Ext4, Filesystem::Ext4Writeback, Filesystem::Xfs];
 /// Operations of a process; more than it comes to.
 const OPERATIONS: u64 = 200;
 /// The cut comes after less than so many lines.
@@ -82,7 +81,8 @@ fn cut(options: &Options, filesystem: Filesystem, number: u64, report: &mut Repo
     let lines = 1 + dice.below(LINES_MAX);
     let ended = crew.hear(&hear, |processes| {
         while lock().lines < lines {
-            let is_over = |process: &mut std::process::Child| matches!(process.try_wait(), Ok(Some(_)));
+            let is_over =
+                |process: &mut std::process::Child| matches!(process.try_wait(), Ok(Some(_)));
             if processes.iter_mut().all(is_over) {
                 break;
             }

@@ -2,7 +2,9 @@
 //! heard, and what may be in the store after it was cut short.
 //!
 //! One line an event: `begin store KEY VERSION`, `done store KEY VERSION`, the same with `remove KEY 0`,
-//! `evict 0 0` and `repair 0 0`; `cut all 0 0` where all processes ended at once; `failed WHAT KEY VERSION` for an operation that returned an error.
+//! `evict 0 0` and `repair 0 0`; `failed WHAT KEY VERSION` for an operation that returned an error;
+//! `relaxed` instead of `begin` if the process does not sync, whatever the others do; and `cut all 0 0`
+//! where all processes ended at once.
 
 use std::collections::BTreeMap;
 
@@ -50,7 +52,7 @@ impl Tale {
         let (Ok(key), Ok(version)) = (key.parse::<u64>(), version.parse::<u64>()) else { return };
         let is_evicting = self.evictions_under_way > 0;
         match (state, what) {
-            ("begin", "evict") => {
+            ("begin" | "relaxed", "evict") => {
                 self.evictions_under_way += 1;
                 for accepted in self.keys.values_mut() {
                     (accepted.absent, accepted.is_evictable) = (true, true);
@@ -64,18 +66,20 @@ impl Tale {
                 let nothing = Accepted { absent: true, ..Accepted::default() };
                 let accepted = self.keys.entry(key).or_insert(nothing);
                 match (state, what) {
-                    ("begin", "store") => {
+                    ("begin" | "relaxed", "store") => {
                         accepted.versions.push(version);
+                        accepted.absent |= state == "relaxed";
                         accepted.is_evictable = is_evicting;
                     }
                     // Nobody else stores this key: each process has its own.
                     ("done", "store") if self.is_durable => {
-                        (accepted.versions, accepted.absent) = (vec![version], accepted.is_evictable);
+                        (accepted.versions, accepted.absent) =
+                            (vec![version], accepted.is_evictable);
                     }
                     ("done", "remove") if self.is_durable => accepted.versions.clear(),
                     // A store that failed may have removed the entry that it should have replaced (a
                     // folder could not be synced), or be there all the same.
-                    ("begin", "remove") | ("failed", "store") => accepted.absent = true,
+                    ("begin" | "relaxed", "remove") | ("failed", "store") => accepted.absent = true,
                     _ => {}
                 }
             }

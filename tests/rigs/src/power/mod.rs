@@ -168,7 +168,10 @@ impl<'a> Round<'a> {
         mounted.unmount()?;
         let log = self.served.disk().take_log();
         self.served.disk().revert();
-        report.add("writes", log.iter().filter(|event| matches!(event, Event::Write(_))).count() as u64);
+        report.add(
+            "writes",
+            log.iter().filter(|event| matches!(event, Event::Write(_))).count() as u64,
+        );
         report.add("lives", 1);
         Ok(Life { number, log, is_durable: workers.iter().any(|worker| worker.is_durable) })
     }
@@ -302,7 +305,8 @@ impl<'a> Round<'a> {
     fn keep(&self, patches: &[Patch], tale: &str, report: &Report) -> Result<()> {
         let Some(directory) = &self.options.directory else { return Ok(()) };
         fs::create_dir_all(directory)?;
-        let name = format!("{}-{}-{}", self.filesystem.name(), self.number, report.figure("images"));
+        let name =
+            format!("{}-{}-{}", self.filesystem.name(), self.number, report.figure("images"));
         self.lay(patches);
         let mut disk = self.served.disk();
         let image = disk.read(0, disk.size_bytes());
