@@ -159,7 +159,7 @@ impl BlobStore {
             && parent.stat(name)?.is_some_and(|stat| stat.kind != FileKind::Directory)
         {
             self.set_aside(parent, name, "folder")?;
-            parent.make_new(name, MODE)?;
+            parent.make_new(name, MODE).map(drop)?;
         }
         Ok(())
     }

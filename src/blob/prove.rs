@@ -13,7 +13,10 @@ pub(crate) enum Proof {
     /// The bytes are those of the digest, in an inode that nobody wrote to.
     Intact(FileStat),
     Missing,
-    /// Something else lay there. It is in quarantine now.
+    /// The bytes are right, but not the inode (I6), and the store may only be read, so there is no
+    /// fresh one: good for copies that are hashed.
+    Unrenewed,
+    /// Something else lay there. It is in quarantine now, but where the store may only be read.
     Damaged {
         actual: Option<Digest>,
     },
@@ -127,7 +130,10 @@ impl BlobStore {
             self.note(*digest, mode, after.stamp());
             return Ok(Proof::Intact(after));
         }
-        self.copy_to_fresh_inode(digest, mode, &blob, keep_going)
+        match self.copy_to_fresh_inode(digest, mode, &blob, keep_going) {
+            Err(Error::Io { source, .. }) if disk::is_read_only(&source) => Ok(Proof::Unrenewed),
+            proof => proof,
+        }
     }
 
     /// Copies a blob's bytes, verified, to a fresh inode that takes the blob's name.

@@ -48,7 +48,7 @@ impl Cache {
                     self.inner
                         .blobs
                         .prove(&view, &blob.digest, mode, level, &|| !cancel.is_cancelled())?,
-                    Proof::Intact(_)
+                    Proof::Intact(_) | Proof::Unrenewed
                 )
             {
                 lost.insert((blob.digest, mode));

@@ -292,7 +292,7 @@ impl<'a> Comparer<'a> {
             let known = row.filter(|(_, row)| row.seen.is_blob());
             let is_blob = known.is_some() || {
                 let blob = self.materializer.prove(file)?;
-                (blob.inode, blob.device) == (stat.inode, stat.device)
+                blob.is_some_and(|blob| (blob.inode, blob.device) == (stat.inode, stat.device))
             };
             if is_blob {
                 return Ok(match known {

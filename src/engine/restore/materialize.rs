@@ -199,8 +199,8 @@ impl<'a> Materializer<'a> {
         }
         // The name is in a directory of ours, so the link can be made first and judged by its own stat:
         // by then everything about the inode is at hand, and what was judged is what was linked.
-        if self.options.verify_level == VerifyLevel::Content {
-            self.prove(file)?;
+        if self.options.verify_level == VerifyLevel::Content && self.prove(file)?.is_none() {
+            return Ok(Made::Refused(CopyReason::Unrenewed));
         }
         let linked = match self.link(file, mode, dir, name) {
             Err(error) if disk::is_link_limit(&error) => {
@@ -230,8 +230,10 @@ impl<'a> Materializer<'a> {
         if !blobs.is_intact(&self.view, &stat, &file.digest, mode) {
             dir.unlink(name).context("remove", path)?;
             // By its bytes; and then, if they are right, most likely in a fresh inode.
-            self.prove(file)?;
-            return Ok(Made::Again);
+            return Ok(match self.prove(file)? {
+                Some(_) => Made::Again,
+                None => Made::Refused(CopyReason::Unrenewed),
+            });
         }
         let refused = if self.options.mtime_mode == MtimeMode::Recorded
             && file.modified.is_some_and(|modified| modified != stat.modified)
@@ -260,7 +262,9 @@ impl<'a> Materializer<'a> {
         if let Some(reason) = self.reflinks.refusal() {
             return Ok(Made::Refused(reason));
         }
-        let (proven, blob) = self.open_proven(file)?;
+        let Some((proven, blob)) = self.open_proven(file)? else {
+            return Ok(Made::Refused(CopyReason::Unrenewed));
+        };
         let target = create(file, dir, name)?;
         let capabilities = self.cache.inner.options.capabilities;
         match disk::clone_contents(&blob.file, &target, capabilities) {
@@ -343,12 +347,12 @@ impl<'a> Materializer<'a> {
         disk::stat_file(target).context("look at", path)
     }
 
-    /// Proves the blob of a file, or says what is wrong with it.
-    pub(super) fn prove(&self, file: &FileNode<'_>) -> Result<FileStat> {
+    /// Proves the blob of a file, or says what is wrong with it. `None` if only its inode is.
+    pub(super) fn prove(&self, file: &FileNode<'_>) -> Result<Option<FileStat>> {
         self.prove_at(file, self.options.verify_level)
     }
 
-    fn prove_at(&self, file: &FileNode<'_>, level: VerifyLevel) -> Result<FileStat> {
+    fn prove_at(&self, file: &FileNode<'_>, level: VerifyLevel) -> Result<Option<FileStat>> {
         let mode = blob_mode(file.mode);
         match self
             .cache
@@ -356,7 +360,8 @@ impl<'a> Materializer<'a> {
             .blobs
             .prove(&self.view, &file.digest, mode, level, &|| !self.cancel.is_cancelled())?
         {
-            Proof::Intact(stat) => Ok(stat),
+            Proof::Intact(stat) => Ok(Some(stat)),
+            Proof::Unrenewed => Ok(None),
             Proof::Missing => Err(self.missing(file)),
             Proof::Damaged { actual } => {
                 Err(Error::Damaged { path: self.blob_path(file), expected: file.digest, actual })
@@ -366,13 +371,13 @@ impl<'a> Materializer<'a> {
 
     /// Proves a blob and opens the very inode that was proven. Another process may heal it between
     /// the two; then it is proven again.
-    fn open_proven(&self, file: &FileNode<'_>) -> Result<(FileStat, OpenBlob)> {
+    fn open_proven(&self, file: &FileNode<'_>) -> Result<Option<(FileStat, OpenBlob)>> {
         const ROUNDS_MAX: usize = 3;
         for _ in 0..ROUNDS_MAX {
-            let proven = self.prove(file)?;
+            let Some(proven) = self.prove(file)? else { return Ok(None) };
             let blob = self.open(file)?;
             if blob.stat.stamp() == proven.stamp() {
-                return Ok((proven, blob));
+                return Ok(Some((proven, blob)));
             }
         }
         Err(self.missing(file))

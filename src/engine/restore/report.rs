@@ -53,6 +53,9 @@ pub enum CopyReason {
     Mode,
     /// The blob was written so recently that a later write might not change its time.
     Young,
+    /// The blob's inode may have been written to, and cannot be replaced, since the store may only be
+    /// read. The bytes were right, and are hashed again as they are copied.
+    Unrenewed,
 }
 
 impl fmt::Display for CopyReason {
@@ -64,6 +67,7 @@ impl fmt::Display for CopyReason {
             CopyReason::ModificationTime => "the stored inode has another modification time",
             CopyReason::Mode => "the stored inode cannot have the recorded mode",
             CopyReason::Young => "stored too recently to prove it unchanged",
+            CopyReason::Unrenewed => "the stored inode is doubtful, and the store may only be read",
         })
     }
 }
@@ -84,13 +88,14 @@ pub(super) struct Counters {
     pub(super) removed: u64,
 }
 
-const REASONS: [CopyReason; 6] = [
+const REASONS: [CopyReason; 7] = [
     CopyReason::OtherFilesystem,
     CopyReason::Unsupported,
     CopyReason::OtherOwner,
     CopyReason::ModificationTime,
     CopyReason::Mode,
     CopyReason::Young,
+    CopyReason::Unrenewed,
 ];
 
 impl Counters {
