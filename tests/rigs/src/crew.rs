@@ -25,7 +25,7 @@ pub(crate) struct Worker {
 impl Worker {
     /// Three processes with keys of their own: all durable, all relaxed, or some of each.
     pub(crate) fn some(dice: &mut Dice, seed: u64, operations: u64) -> Vec<Worker> {
-        let durable_of_four = [4, 4, 2, 0][dice.below(4) as usize];
+        let durable_of_four = [4, 2, 2, 0][dice.below(4) as usize];
         let worker = |number| Worker {
             seed: seed + number,
             kind: KINDS[dice.below(KINDS.len() as u64) as usize],

@@ -21,7 +21,7 @@ const MEMORY: &str = "/dev/shm";
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Filesystem {
     Ext4,
-    /// Names may reach the disk before the bytes, and a rename over a file syncs nothing.
+    /// Names and sizes reach the disk long before the bytes, and a rename over a file syncs nothing.
     Ext4Writeback,
     Xfs,
     Btrfs,
@@ -71,7 +71,7 @@ impl Filesystem {
         fs::create_dir_all(at)?;
         let words = match self {
             Filesystem::Ext4 | Filesystem::Xfs => c"",
-            Filesystem::Ext4Writeback => c"data=writeback,noauto_da_alloc",
+            Filesystem::Ext4Writeback => c"data=writeback,nodelalloc,noauto_da_alloc",
             Filesystem::Btrfs => c"nodiscard",
         };
         let flags = if is_read_only { MountFlags::RDONLY } else { MountFlags::empty() };

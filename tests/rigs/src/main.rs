@@ -16,6 +16,7 @@ mod crew;
 mod devices;
 mod judge;
 mod live;
+mod mutations;
 mod options;
 mod power;
 mod report;

@@ -1,6 +1,7 @@
 //! What a rig is told on its command line, and what all rigs share: dice, and the end of a rig that
 //! cannot work here.
 
+use crate::report::Report;
 use std::error::Error;
 use std::path::PathBuf;
 use std::process::Command;
@@ -33,6 +34,8 @@ pub(crate) struct Options {
     pub(crate) directory: Option<PathBuf>,
     /// What kind of work, for `work`; of filesystem, for rigs that mount some.
     pub(crate) kind: String,
+    /// Whether a rig is to show that it finds each step of its table that is left out.
+    pub(crate) are_mutations: bool,
     /// The step that is left out, to see that the rig finds it.
     pub(crate) leave_out: Option<String>,
     /// The store, for `work` and `check`.
@@ -63,6 +66,7 @@ impl Options {
                 "--tale" => options.tale = value()?.into(),
                 "--durable" => options.is_durable = true,
                 "--fault" => options.fault = Some(value()?),
+                "--mutations" => options.are_mutations = true,
                 "--read-only" => options.is_read_only = true,
                 "--waits" => options.waits = true,
                 _ => return Err(format!("{word} is not known").into()),
@@ -76,6 +80,11 @@ impl Options {
         if let Some(step) = &self.leave_out {
             command.env(LEAVE_OUT, step);
         }
+    }
+
+    /// Whether a rig may end early: with a step left out, one violation is all that is asked for.
+    pub(crate) fn is_satisfied(&self, report: &Report) -> bool {
+        self.leave_out.is_some() && report.violations() > 0
     }
 }
 

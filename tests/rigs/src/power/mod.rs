@@ -18,6 +18,7 @@ mod served;
 use crate::crew::{Crew, Worker};
 use crate::devices::{self, Filesystem, Folder};
 use crate::judge::Judge;
+use crate::mutations::{self, Mutation};
 use crate::options::{Dice, Options, Result};
 use crate::report::Report;
 use cut::Variant;
@@ -41,6 +42,18 @@ const READ_ONLY_OF: u64 = 10;
 /// Rounds that go on at once.
 const LANES: u64 = 2;
 
+/// Which step is missed on which filesystem after how many images at most.
+const MUTATIONS: &[Mutation] = &[
+    ("SyncBlobs", "ext4", 120),
+    ("SyncBlobs", "xfs", 120),
+    ("SyncFolders", "ext4", 240),
+    ("SyncFolders", "xfs", 240),
+    ("SyncManifests", "ext4", 120),
+    ("SyncFound", "ext4", 960),
+    ("SyncFirst", "ext4", 240),
+    ("DoubtEpochs", "ext4-writeback", 480),
+];
+
 /// Cuts power `--count` times. `--kind` names the one filesystem to do it on.
 pub(crate) fn run(options: &Options) -> Result<Report> {
     if let Some(obstacle) = devices::obstacle() {
@@ -48,6 +61,9 @@ pub(crate) fn run(options: &Options) -> Result<Report> {
     }
     if !Path::new("/dev/fuse").exists() {
         return Ok(Report::skipped("there is no /dev/fuse"));
+    }
+    if options.are_mutations {
+        return mutations::check("power", MUTATIONS);
     }
     let filesystems = match options.kind.as_str() {
         "mixed" => Filesystem::ALL.to_vec(),
@@ -69,7 +85,7 @@ pub(crate) fn run(options: &Options) -> Result<Report> {
             let before = left
                 .fetch_update(Ordering::Relaxed, Ordering::Relaxed, take)
                 .expect("something is always taken");
-            if before == 0 {
+            if before == 0 || options.is_satisfied(&report) {
                 return Ok(report);
             }
             let filesystem = filesystems[round as usize % filesystems.len()];
@@ -134,11 +150,13 @@ impl<'a> Round<'a> {
         for number in 0..LIVES {
             let life = self.live(number, report)?;
             let images = images / LIVES + u64::from(number < images % LIVES);
-            let mut points = self.points(&life.log, images);
             let mut done = 0;
-            for (turn, point) in points.drain(..).enumerate() {
+            for (turn, point) in self.points(&life.log, images).into_iter().enumerate() {
                 let is_last = turn as u64 + 1 == images;
                 done = self.cut(&life, done, point, is_last, report)?;
+                if self.options.is_satisfied(report) {
+                    return Ok(());
+                }
             }
         }
         Ok(())
@@ -149,21 +167,30 @@ impl<'a> Round<'a> {
         // Half of the lives go on with the keys of the one before.
         let seed = 1 + 4 * (self.dice.below(2) * number);
         let workers = Worker::some(&mut self.dice, seed, OPERATIONS);
+        let is_durable = workers.iter().any(|worker| worker.is_durable);
+        // All at once; or first those that do not sync, so that the others find their blobs.
+        let is_at_once = self.dice.below(2) == 0;
+        let (first, second): (Vec<Worker>, Vec<Worker>) =
+            workers.into_iter().partition(|worker| is_at_once || !worker.is_durable);
         self.served.disk().record();
         let mounted = self.filesystem.mount(self.served.device(), &self.mount, false)?;
         let store = mounted.at().join("store");
         let boot = format!("life {number}");
-        let mut crew = Crew::start(&workers, &store, &boot, self.options.leave_out.as_deref())?;
         let is_over = AtomicBool::new(false);
         let mut dice = Dice::new(self.dice.below(u64::MAX));
         let failed = thread::scope(|scope| {
             scope.spawn(|| write_back(&store, &mut dice, &is_over));
-            let failed = crew.hear(&|told| self.served.disk().mark(told), |_| Ok(()));
+            let work = |workers: &[Worker]| {
+                let leave_out = self.options.leave_out.as_deref();
+                let mut crew = Crew::start(workers, &store, &boot, leave_out)?;
+                crew.hear(&|told| self.served.disk().mark(told), |_| Ok(()))
+            };
+            let failed = work(&first).and_then(|failed| Ok(failed + work(&second)?));
             is_over.store(true, Ordering::Relaxed);
             failed
         })?;
         if failed > 0 {
-            report.violation(&format!("{failed} of {workers:?} ended with an error"));
+            report.violation(&format!("{failed} of {first:?} and {second:?} ended with an error"));
         }
         mounted.unmount()?;
         let log = self.served.disk().take_log();
@@ -173,7 +200,7 @@ impl<'a> Round<'a> {
             log.iter().filter(|event| matches!(event, Event::Write(_))).count() as u64,
         );
         report.add("lives", 1);
-        Ok(Life { number, log, is_durable: workers.iter().any(|worker| worker.is_durable) })
+        Ok(Life { number, log, is_durable })
     }
 
     /// Where to cut: half of the points anywhere, half just after something was acknowledged, when the
@@ -317,11 +344,15 @@ impl<'a> Round<'a> {
     }
 }
 
-/// Makes the kernel write blobs, without a flush, as it does by itself with what is old: now and then
-/// one, so that bytes and names come to the disk in any order.
+/// Makes the kernel write files of a store, without a flush, as it does by itself with what is old: now
+/// and then one, so that bytes and names come to the disk in any order.
 fn write_back(store: &Path, dice: &mut Dice, is_over: &AtomicBool) {
     while !is_over.load(Ordering::Relaxed) {
-        let mut path = store.join("blobs");
+        let mut path = match dice.below(8) {
+            0 => store.join("stamps"),
+            1..3 => store.join("blobs"),
+            _ => store.join("manifests"),
+        };
         while path.is_dir() {
             let Ok(entries) = fs::read_dir(&path) else { break };
             let below: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
@@ -330,10 +361,10 @@ fn write_back(store: &Path, dice: &mut Dice, is_over: &AtomicBool) {
             }
             path.clone_from(&below[dice.below(below.len() as u64) as usize]);
         }
-        if let Ok(blob) = File::open(&path) {
+        if let Ok(file) = File::open(&path) {
             // Pages that are no longer wanted are written first.
-            let _ = fadvise(&blob, 0, None, Advice::DontNeed);
+            let _ = fadvise(&file, 0, None, Advice::DontNeed);
         }
-        thread::sleep(Duration::from_millis(dice.below(8)));
+        thread::sleep(Duration::from_millis(dice.below(4)));
     }
 }
