@@ -232,11 +232,7 @@ impl Cache {
             if is_left_out(Step::SyncFirst) {
                 self.inner.identity.raise_barrier()?;
             }
-            let above = || match is_left_out(Step::SyncFolders) {
-                true => Ok(()),
-                false => self.inner.manifests.sync(),
-            };
-            let synced = sync_folder(folder).and_then(|()| above());
+            let synced = sync_folder(folder).and_then(|()| sync_folder(&self.inner.manifests));
             if synced.is_err() && !is_left_out(Step::RemoveUnsynced) {
                 // Not durable, so not stored. Best effort on a disk that fails already.
                 let _ = self.remove_if_unchanged(task, staged.stat.stamp());
