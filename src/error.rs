@@ -79,6 +79,14 @@ pub enum Error {
         reason: &'static str,
     },
 
+    /// What was to be stored is what a restore left that was cut short: part of it old, part new.
+    /// Nothing was stored. Restore it again, or run the task (`Cache::hand_over` before it runs).
+    #[error("{path} is as a restore left it that was cut short")]
+    HalfRestored {
+        /// The root of outputs.
+        path: PathBuf,
+    },
+
     /// A task key was empty or too long.
     #[error("a task key has 1 to 1,024 bytes, this one has {length_bytes}")]
     InvalidKey {
@@ -191,7 +199,8 @@ impl Error {
             Error::Io { .. } | Error::Internal { .. } => ErrorKind::Io,
             Error::Miss => ErrorKind::Miss,
             Error::Format { .. } | Error::StoreRefused { .. } => ErrorKind::Store,
-            Error::OutputMissing { .. }
+            Error::HalfRestored { .. }
+            | Error::OutputMissing { .. }
             | Error::SourceChanged { .. }
             | Error::WorkspaceRefused { .. } => ErrorKind::Workspace,
         }

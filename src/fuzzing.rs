@@ -1,5 +1,5 @@
-//! Ways behind the checksums for the fuzz targets. Only built with `--cfg fuzzing`, which cargo-fuzz
-//! sets.
+//! Ways behind the checksums for the fuzz targets and the rigs. Only built with `--cfg fuzzing`, which
+//! cargo-fuzz sets, or `--cfg larder_rigs`.
 
 use crate::index::Row;
 use crate::key::TaskDigest;

@@ -16,7 +16,7 @@
 //!
 //! Left to others: what a doubtful blob costs (`blob`), when to raise a barrier (`engine`).
 
-use crate::disk::{self, Dir, FileStat, Lock, LockMode, Placed, Timestamp, layout};
+use crate::disk::{self, Dir, FileKind, FileStat, Lock, LockMode, Placed, Timestamp, layout};
 use crate::error::{Context, Error, Result};
 use crate::steps::{Step, is_left_out};
 use std::ffi::OsStr;
@@ -459,6 +459,17 @@ pub(crate) fn version_of(line: &str) -> Option<u32> {
 /// Whether `root` holds a store, of whatever version: its first file is ours.
 pub(crate) fn is_store(root: &Dir) -> bool {
     matches!(read_small(root, layout::FORMAT), Ok(Some(text)) if text.starts_with(layout::FORMAT_WORDS.as_bytes()))
+}
+
+/// Whether a directory is a store, or holds one, however deep; never through a symlink. One listing for
+/// each directory; what may not be listed holds none that we could keep.
+pub(crate) fn holds_store(dir: &Dir) -> bool {
+    let Ok(entries) = dir.entries() else { return false };
+    if entries.iter().any(|(name, _)| name == layout::FORMAT) && is_store(dir) {
+        return true;
+    }
+    let mut folders = entries.iter().filter(|(_, kind)| *kind == FileKind::Directory);
+    folders.any(|(name, _)| dir.open_child(name).is_ok_and(|child| holds_store(&child)))
 }
 
 fn open_format(root: &Dir, path: &Path) -> Result<Witness> {

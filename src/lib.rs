@@ -52,7 +52,7 @@ mod digest;
 mod disk;
 mod engine;
 mod error;
-#[cfg(fuzzing)]
+#[cfg(any(fuzzing, larder_rigs))]
 pub mod fuzzing;
 mod identity;
 mod index;

@@ -40,8 +40,12 @@ pub(crate) enum Step {
     CheckRows,
     /// Checking an index whose seal does not fit.
     CheckSeal,
-    /// Refusing to leave the workspace.
+    /// Refusing to leave the workspace, where one call resolves a whole path.
     StayBeneath,
+    /// Resolving a whole path by one call. No guarantee rests on it; without it the fallback is taken.
+    ResolveAtOnce,
+    /// Refusing symlinks where a path is walked name by name.
+    RefuseSymlinks,
     /// Noting blobs while somebody marks.
     NoteMarked,
     /// Looking again for blobs after a sweep.

@@ -356,6 +356,41 @@ fn a_store_within_an_output_is_neither_stored_nor_removed() {
     assert!(matches!(captured, Err(Error::InvalidOutput { .. })));
 }
 
+/// A store that lay deep in what a task had not left was removed with it, and one that lay where the
+/// task had left a file, too.
+#[test]
+fn another_store_is_never_removed_however_deep_it_lies() {
+    let lab = Lab::new();
+    let other = lab.path("other");
+    write(&other.join("out/file"), b"x");
+    write(&other.join("out/way"), b"a file");
+    write(&other.join("top-a"), b"x");
+    common::store(&lab.cache, "plain", &other, &["out/file", "top-*"]);
+    common::store(&lab.cache, "way", &other, &["out"]);
+    fs::remove_file(other.join("out/way")).expect("removed");
+    common::store(&lab.cache, "k", &other, &["out", "top-*"]);
+    let workspace = lab.workspace();
+    let places = ["out/extra/deep/store", "top-extra/deep/store"].map(|name| workspace.join(name));
+    for place in &places {
+        drop(larder::Cache::open(place, CacheOptions::default()).expect("a store inside"));
+        write(&place.parent().expect("a parent").join("beside"), b"an extra");
+    }
+    write(&workspace.join("out/plain/extra"), b"x");
+    let before = places.each_ref().map(|place| snapshot(place));
+    lab.restore("k", &workspace, RestoreOptions::default()).expect("restored around it");
+    assert!(!workspace.join("out/plain").exists(), "other extras go");
+    fs::rename(workspace.join("out/extra"), workspace.join("out/way")).expect("moved");
+    let refused = lab.restore("way", &workspace, RestoreOptions::default());
+    assert!(matches!(refused, Err(Error::WorkspaceRefused { .. })), "{refused:?}");
+    for output in ["out", "top-*"] {
+        let declared = [larder::OutputDeclaration::new(output)];
+        let refused = larder::remove_outputs(&workspace, &declared, &lab.store_path());
+        assert!(matches!(refused, Err(Error::InvalidOutput { .. })), "{output}: {refused:?}");
+    }
+    let moved = [workspace.join("out/way/deep/store"), places[1].clone()];
+    assert_eq!(moved.map(|place| snapshot(&place)), before);
+}
+
 #[test]
 fn what_a_killed_restore_left_is_removed_and_never_stored() {
     let lab = Lab::new();

@@ -74,7 +74,11 @@ impl Dir {
 
     /// Opens the directory `name` here; a symlink is an error.
     pub(crate) fn open_child(&self, name: &OsStr) -> io::Result<Dir> {
-        let fd = rustix::fs::openat(&self.fd, name, DIRECTORY, Mode::empty())?;
+        let mut flags = DIRECTORY;
+        if is_left_out(Step::RefuseSymlinks) {
+            flags.remove(OFlags::NOFOLLOW);
+        }
+        let fd = rustix::fs::openat(&self.fd, name, flags, Mode::empty())?;
         Ok(self.below(fd))
     }
 
@@ -544,7 +548,7 @@ impl Dir {
         if is_left_out(Step::StayBeneath) {
             resolve = ResolveFlags::empty();
         }
-        if !self.capabilities.openat2 {
+        if !self.capabilities.openat2 || is_left_out(Step::ResolveAtOnce) {
             return Ok(None);
         }
         // openat2 accepts `a/../b`; we do not.

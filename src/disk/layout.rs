@@ -29,6 +29,7 @@
 //!   staging/<random>/     one directory for each open store, flocked while its owner lives
 //!   leases/<hex>          flock: one file for each place in a workspace that was worked on, and
 //!                         each directory above it; swept by a repair
+//!   leases/intents/<hex>  what a restore is about to change; flocked while it lives
 //!   ledgers/<hex>         one file for each place: path -> stat, digest; can be lost
 //!   quarantine/           what was found damaged, named by time and former name
 //! ```
@@ -62,6 +63,8 @@ pub(crate) const BLOBS: &str = "blobs";
 pub(crate) const MANIFESTS: &str = "manifests";
 pub(crate) const STAGING: &str = "staging";
 pub(crate) const LEASES: &str = "leases";
+/// In [`LEASES`]; made when it is first needed.
+pub(crate) const INTENTS: &str = "intents";
 pub(crate) const LEDGERS: &str = "ledgers";
 pub(crate) const QUARANTINE: &str = "quarantine";
 pub(crate) const CONDEMNED: &str = "condemned";
@@ -96,6 +99,11 @@ const FILES: [&str; 18] = [
 
 /// How every file that we put into a workspace for the time of a restore is named.
 pub(crate) const RESTORE_PREFIX: &str = ".larder-restore-";
+
+/// Whether a name in a workspace is that of a restore's private directory.
+pub(crate) fn is_private_directory(name: &OsStr) -> bool {
+    name.to_str().and_then(|name| name.strip_prefix(RESTORE_PREFIX)).is_some_and(is_random)
+}
 
 /// Whether a name in the root of a store is one that we write. Replaced files have a random suffix
 /// while they are made.

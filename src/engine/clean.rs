@@ -12,9 +12,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 /// Removes what the declarations name in `workspace`: never through a symlink, never in `.git` for a
-/// pattern, and never a store,
-/// neither one that is met nor `store`, nor what holds it. What is not there is fine. Blocking; not
-/// atomic.
+/// pattern, and never a store or what holds one, however deep. What is not there is fine. Blocking;
+/// not atomic.
 ///
 /// # Errors
 /// [`Error::InvalidOutput`] for paths that leave the workspace, lie behind a symlink, or hold a
@@ -92,8 +91,8 @@ fn remove_matches(
 }
 
 fn remove(parent: &Dir, path: &OutputPath, store: Option<&Path>) -> Result<()> {
-    let is_store = parent.open_child(path.name()).is_ok_and(|dir| identity::is_store(&dir));
-    if is_store || store.is_some_and(|store| store.starts_with(path.as_path())) {
+    let holds_any = parent.open_child(path.name()).is_ok_and(|dir| identity::holds_store(&dir));
+    if holds_any || store.is_some_and(|store| store.starts_with(path.as_path())) {
         return Err(Error::InvalidOutput {
             path: path.as_path().into(),
             reason: "it is, or holds, a store",

@@ -8,7 +8,8 @@
 //! 1. `in-use`, shared, from open to drop; exclusive only in `destroy`, which never waits for it.
 //! 2. `builds/<task>`: one builder of a task, who may hold it as long as the task runs.
 //! 3. `leases/<place>`: the roots of a workspace, in the order of their paths; exclusive to
-//!    restore, shared to store; shared on everything above a root.
+//!    restore, shared to store; shared on everything above a root. Then `leases/intents/*`, which
+//!    are never waited for.
 //! 4. `evict.lock`: one sweeper at a time, of an eviction or a repair. Never waited for by one who has the next.
 //! 5. `gate`, then `lock`: shared while a store commits, exclusive while something is removed; for
 //!    milliseconds (`section`). Then the tally's own lock, and that of `marking`.
@@ -32,6 +33,7 @@ mod heal;
 mod health;
 mod hold;
 mod inputs;
+mod intent;
 mod lease;
 mod ledgers;
 mod logs;

@@ -316,6 +316,7 @@ impl Cache {
         }
         self.sweep_quarantine(QUARANTINE_SECONDS)?;
         self.sweep_locks(layout::LEASES)?;
+        self.sweep_intents()?;
         self.sweep_locks(layout::BUILDS)
     }
 

@@ -75,7 +75,8 @@ impl Cache {
     ///
     /// # Errors
     /// [`Error::InvalidOutput`] for outputs that cannot be cached, [`Error::SourceChanged`] if one
-    /// changes while it is read, [`Error::Full`]; [`Error::StoreRefused`] if the store was removed
+    /// changes while it is read, [`Error::HalfRestored`] if a restore was killed there and nothing has
+    /// changed since that was noticed, [`Error::Full`]; [`Error::StoreRefused`] if the store was removed
     /// or replaced since it was opened, or may only be read. Nothing is stored then.
     pub fn store(&self, task: &TaskDigest, entry: &CacheEntry, cancel: &Cancel) -> Result<Stored> {
         self.check_may_write()?;
@@ -128,6 +129,9 @@ impl Cache {
             }
             None => None,
         };
+        if let Some(workspace) = &workspace {
+            self.refuse_leftovers(workspace, entry)?;
+        }
         for round in 0..ROUNDS_MAX + 2 {
             let early = match round {
                 ROUNDS_MAX.. => Some(self.enter(LockMode::Shared, cancel)?),

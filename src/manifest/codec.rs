@@ -311,7 +311,7 @@ fn decode_text(text: &Arc<Vec<u8>>) -> Decoded<(TaskDigest, Manifest)> {
 }
 
 /// Puts header, trailer and checksum around a body, whatever it holds.
-#[cfg(any(test, fuzzing))]
+#[cfg(any(test, fuzzing, larder_rigs))]
 pub(crate) fn wrap_body(body: &[u8], task: &TaskDigest, origin: &Origin) -> Vec<u8> {
     let mut file = Writer(vec![0; HEADER_BYTES]);
     file.0.extend_from_slice(body);

@@ -14,7 +14,7 @@ mod codec;
 mod path;
 
 pub use codec::DecodeError;
-#[cfg(fuzzing)]
+#[cfg(any(fuzzing, larder_rigs))]
 pub(crate) use codec::wrap_body;
 pub use path::{OutputPath, PathError};
 pub(crate) use path::{PATH_BYTES_MAX, compare_paths};

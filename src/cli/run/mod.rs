@@ -254,6 +254,11 @@ impl Plan {
                 return ExitCode::from(status);
             }
         }
+        // What a killed restore left there is the command's from now on.
+        let declared: Vec<_> = self.outputs.iter().map(OutputDeclaration::new).collect();
+        if let Err(error) = keyed.cache.hand_over(&self.workspace, &declared) {
+            printer.warn(&format!("what a restore left cannot be cleared: {}", chain(&error)));
+        }
         if let Err(failure) = self.clean(args, printer) {
             printer.error(&failure);
             return Status::Usage.into();

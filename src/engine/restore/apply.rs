@@ -10,6 +10,7 @@ use super::scratch::Scratch;
 use super::tree::{self, Growth, Tree, make_symlink};
 use super::workspace::{refuse, relative};
 use crate::disk::{self, Dir, Placed};
+use crate::engine::intent::Changes;
 use crate::error::{Context, Result};
 use crate::ledger::Seen;
 use crate::manifest::{Node, NodeKind, OutputPath};
@@ -62,10 +63,37 @@ impl<'m> Stage<'m> {
         Ok(Stage { plan, staged, done })
     }
 
-    /// Changes the workspace. Looks at the cancel flag only before the first change. Returns what the
-    /// whole restore did, and how its files look.
-    pub(super) fn apply(self, materializer: &Materializer<'_>) -> Result<Worker<'m>> {
-        materializer.cancel.check()?;
+    /// What [`Stage::apply`] will change of what is there. What was absent appears whole, and needs no
+    /// mention. From here on each private directory that will be needed is there.
+    pub(super) fn changes(&self) -> Result<Changes<'_>> {
+        let mut changes = Changes::default();
+        for merge in &self.plan.merges {
+            let findings = &merge.findings;
+            if !findings.remove.is_empty() {
+                merge.scratch.dir()?;
+            }
+            let nodes = findings.files.iter().chain(&findings.times).map(|file| file.node);
+            let nodes = nodes.chain(findings.symlinks.iter().copied());
+            let nodes = nodes.chain(findings.modes.iter().map(|(node, _)| *node));
+            let names: Vec<_> = nodes.map(|node| &node.path).chain(&findings.remove).collect();
+            let is_root = !merge.base_path.as_os_str().is_empty();
+            if names.is_empty() && (!is_root || merge.trees.is_empty()) {
+                continue;
+            }
+            changes.staging.extend(merge.scratch.place());
+            if is_root {
+                let stat = merge.base.stat_self().context("look at", || &merge.base_path)?;
+                changes.directories.push((merge.base_path.clone(), stat.inode));
+            } else {
+                changes.names.extend(names);
+            }
+        }
+        Ok(changes)
+    }
+
+    /// Changes the workspace. Returns what the whole restore did, and how its files look. It cannot be
+    /// cancelled any more.
+    pub(super) fn apply(self) -> Result<Worker<'m>> {
         let mut done = self.done;
         for (merge, staged) in self.plan.merges.into_iter().zip(&self.staged) {
             let mut folders = Folders { merge: &merge, last: None, opened: Vec::new() };

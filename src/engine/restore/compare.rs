@@ -3,7 +3,7 @@
 use super::materialize::{FileNode, Materializer};
 use super::report::{Counters, Method};
 use super::scratch::is_scratch;
-use super::workspace::{Workspace, is_store, refuse, relative};
+use super::workspace::{Workspace, holds_any_store, refuse, relative, spare_stores};
 use crate::disk::{self, Dir, FileKind, FileStat, Listing, layout};
 use crate::engine::shares::Directory;
 use crate::error::{Context, Error, Result};
@@ -205,6 +205,9 @@ impl<'a> Comparer<'a> {
             }
             return Ok(());
         }
+        if kind == Some(FileKind::Directory) {
+            spare_stores(dir, &node.path)?;
+        }
         let is_symlink =
             kind == Some(FileKind::Symlink) && matches!(node.kind, NodeKind::Symlink { .. });
         let text = if is_symlink {
@@ -228,7 +231,7 @@ impl<'a> Comparer<'a> {
         name: &std::ffi::OsStr,
         kind: FileKind,
     ) -> Result<()> {
-        if is_scratch(name) || (kind == FileKind::Directory && is_store(dir, name)) {
+        if is_scratch(name) || (kind == FileKind::Directory && holds_any_store(dir, name)) {
             return Ok(());
         }
         let path = folder.path.join(name).map_err(|error| refuse(&folder.path, error.0))?;

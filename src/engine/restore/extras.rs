@@ -1,7 +1,7 @@
 //! Extras: what a pattern matches in a workspace and its task had not left.
 
 use super::scratch::is_scratch;
-use super::workspace::{Workspace, is_store};
+use super::workspace::{Workspace, holds_any_store, is_store};
 use crate::disk::{self, Dir, FileKind, layout};
 use crate::error::{Context, Result};
 use crate::manifest::{Manifest, OutputPath, literal_prefix};
@@ -58,9 +58,12 @@ impl Search<'_> {
                 continue;
             }
             let is_owned = is_owned || self.glob.is_match(path.as_path());
-            let is_needed =
-                !self.manifest.nodes_below(&path).is_empty() || self.workspace.holds_store(&path);
-            if is_owned && !is_needed {
+            let is_needed = || {
+                !self.manifest.nodes_below(&path).is_empty()
+                    || self.workspace.holds_store(&path)
+                    || (kind == FileKind::Directory && holds_any_store(dir, &name))
+            };
+            if is_owned && !is_needed() {
                 extras.push(path);
             } else if kind == FileKind::Directory {
                 match dir.open_child(&name) {

@@ -6,8 +6,9 @@
 //! 3. stage every file in private directories on the workspace's filesystem, each from a blob that
 //!    is proven or hashed on the way (`materialize`, `apply`): private directories, removed by the
 //!    next restore that comes by;
-//! 4. change the workspace (`apply`): each name is the old thing or the whole new one; a root that
-//!    was absent appears whole.
+//! 4. say what will be changed (`intent`), and change the workspace (`apply`): each name is the old
+//!    thing or the whole new one; a root that was absent appears whole. Who works there next finds
+//!    the intent.
 //!
 //! Invariants:
 //! - I11: Before step 4 nothing in the workspace has changed but for the private directories (and
@@ -140,11 +141,23 @@ impl Cache {
             Some((place, ledger)) if place == about => ledger,
             _ => self.read_ledger(about),
         };
-        let restored = Plan::make(place, &manifest, &ledger, &materializer)
-            .and_then(|plan| Stage::make(plan, &materializer))
-            .and_then(|stage| stage.apply(&materializer));
+        let leftovers = self.leftovers(&canonical, &dir, &manifest.roots)?;
+        let staged = Plan::make(place, &manifest, &ledger, &materializer)
+            .and_then(|plan| Stage::make(plan, &materializer));
+        let restored = staged.and_then(|stage| {
+            cancel.check()?;
+            let intent = self.intend(task, &canonical, &manifest.roots, stage.changes()?)?;
+            let applied = stage.apply();
+            match (intent, applied.is_ok()) {
+                (Some(intent), true) => intent.done().context("remove", || &self.inner.path)?,
+                (Some(intent), false) => intent.cut_short(),
+                (None, _) => {}
+            }
+            applied
+        });
         match restored {
             Ok(mut done) => {
+                self.settle(leftovers, &canonical, &manifest.roots)?;
                 // The nodes lie in one list, in the order of their paths; and each thread went through
                 // it in that order, so this merges a few runs.
                 done.seen.sort_by_key(|(node, _)| std::ptr::from_ref(*node));

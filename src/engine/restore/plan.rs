@@ -9,7 +9,7 @@ use super::extras;
 use super::materialize::{FileNode, Materializer};
 use super::scratch::Scratch;
 use super::tree::Tree;
-use super::workspace::{Workspace, refuse};
+use super::workspace::{Workspace, refuse, spare_stores};
 use crate::disk::{self, Dir, FileKind};
 use crate::engine::shares;
 use crate::error::{Context, Result};
@@ -199,6 +199,12 @@ impl<'m> Planner<'_, 'm> {
                 &node.path,
                 "the output is a symlink; remove it, or cache its target",
             ));
+        }
+        if found.is_some_and(|stat| stat.kind == FileKind::Directory)
+            && !matches!(node.kind, NodeKind::Directory { .. })
+            && let Some(parent) = self.parent_of(&node.path)?
+        {
+            spare_stores(parent, &node.path)?;
         }
         let text = match (is_link_node, found, self.parent_of(&node.path)?) {
             (true, Some(stat), Some(parent)) if stat.kind == FileKind::Symlink => Some(

@@ -45,6 +45,11 @@ impl Scratch {
         Ok(&self.made.get().expect("set above").claim.dir)
     }
 
+    /// Where the private directory lies, if there is one.
+    pub(super) fn place(&self) -> Option<PathBuf> {
+        self.made.get().map(|made| self.anchors[made.anchor].1.join(&made.claim.name))
+    }
+
     /// A name that nobody uses in [`Scratch::dir`].
     pub(super) fn new_name(&self) -> OsString {
         self.counter.fetch_add(1, Ordering::Relaxed).to_string().into()

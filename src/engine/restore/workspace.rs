@@ -1,7 +1,7 @@
 //! Where a restore goes, and what is off limits there.
 
 use crate::disk::Dir;
-use crate::error::Error;
+use crate::error::{Error, Result};
 use crate::identity;
 use crate::manifest::OutputPath;
 use std::ffi::OsStr;
@@ -29,6 +29,19 @@ impl Workspace<'_> {
 /// A store within an output belongs to nobody's task.
 pub(super) fn is_store(dir: &Dir, name: &OsStr) -> bool {
     dir.open_child(name).is_ok_and(|child| identity::is_store(&child))
+}
+
+/// Whether a directory within an output is a store or holds one, however deep: it is not removed.
+pub(super) fn holds_any_store(dir: &Dir, name: &OsStr) -> bool {
+    dir.open_child(name).is_ok_and(|child| identity::holds_store(&child))
+}
+
+/// Refuses to put a file or symlink in the place of a directory that holds a store.
+pub(super) fn spare_stores(dir: &Dir, path: &OutputPath) -> Result<()> {
+    if holds_any_store(dir, path.name()) {
+        return Err(refuse(path, "a directory that holds a store is in the way"));
+    }
+    Ok(())
 }
 
 pub(super) fn relative<'p>(base: &Path, path: &'p OutputPath) -> &'p Path {

@@ -17,12 +17,14 @@ mod devices;
 mod judge;
 mod live;
 mod mutations;
+mod hostile;
 mod options;
 mod power;
 mod report;
 mod rot;
 mod shortage;
 mod small;
+mod swap;
 mod tale;
 mod work;
 
@@ -44,6 +46,7 @@ fn main() -> ExitCode {
         "verdict" => calls::verdict::verdict(&options),
         "live" => live::run(&options),
         "power" => power::run(&options),
+        "swap" => swap::run(&options),
         _ => Err(format!("there is no rig {rig:?}").into()),
     });
     match ended {
