@@ -18,12 +18,14 @@ mod judge;
 mod live;
 mod mutations;
 mod hostile;
+mod mounted;
 mod options;
 mod power;
 mod report;
 mod rot;
 mod shortage;
 mod small;
+mod sources;
 mod swap;
 mod tale;
 mod work;
@@ -46,6 +48,7 @@ fn main() -> ExitCode {
         "verdict" => calls::verdict::verdict(&options),
         "live" => live::run(&options),
         "power" => power::run(&options),
+        "sources" => sources::run(&options),
         "swap" => swap::run(&options),
         _ => Err(format!("there is no rig {rig:?}").into()),
     });

@@ -30,6 +30,7 @@ use std::time::Duration;
 pub(crate) const MUTATIONS: &[(&str, &str, u64)] =
     &[("StayBeneath", "direct", 300), ("RefuseSymlinks", "walk", 300)];
 
+const PREFIX: &str = "larder-intent-swap-";
 const COUNT: u64 = 1000;
 const SILENCE_MAX: Duration = Duration::from_secs(60);
 /// The victim is looked at after so many rounds.
@@ -74,7 +75,8 @@ fn supervise(options: &Options, way: &str, report: &mut Report) -> Result<()> {
         left_out.push("ResolveAtOnce");
     }
     let folder = options.directory.clone().unwrap_or_else(|| "/dev/shm".into());
-    let place = folder.join(format!("larder-intent-swap-{}-{way}", std::process::id()));
+    sweep(&folder);
+    let place = folder.join(format!("{PREFIX}{}-{way}", std::process::id()));
     fs::create_dir_all(&place)?;
     let _sweep = Sweep(&place);
     let mut child = Command::new(std::env::current_exe()?)
@@ -132,6 +134,18 @@ fn take_over(figures: &str, way: &str, report: &mut Report) {
     }
 }
 
+/// Removes what a rig that was killed has left.
+fn sweep(folder: &Path) {
+    let Ok(entries) = fs::read_dir(folder) else { return };
+    for entry in entries.flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let process = name.strip_prefix(PREFIX).and_then(|rest| rest.split('-').next());
+        if process.is_some_and(|process| !Path::new("/proc").join(process).exists()) {
+            remove(&entry.path());
+        }
+    }
+}
+
 /// Removes a folder when all is done.
 struct Sweep<'a>(&'a Path);
 
@@ -174,6 +188,16 @@ fn work(options: &Options, way: &str) -> Result<Report> {
     let format = fs::read(scene.workspace.join("held/inner/FORMAT"))?;
     let corpus = hostile::corpus(&contents, &scene.victim);
     let before = snapshot(&scene.victim)?;
+    // Each once while all is quiet, so that it gets as far as it can.
+    let mut dice = Dice::new(options.seed);
+    for hostile in &corpus {
+        restore_hostile(&scene, &cache, hostile, &mut dice, &mut report)?;
+        println!("{}", hostile.name);
+        let after = snapshot(&scene.victim)?;
+        if after != before {
+            report.violation(&format!("{}: {}", hostile.name, difference(&before, &after)));
+        }
+    }
     let (is_done, swaps) = (AtomicBool::new(false), AtomicU64::new(0));
     std::thread::scope(|scope| -> Result<()> {
         for thread in 0..2 {
@@ -201,6 +225,7 @@ fn rounds(
     report: &mut Report,
 ) -> Result<()> {
     let mut dice = Dice::new(options.seed);
+    let corpus: Vec<_> = corpus.iter().filter(|hostile| hostile.fate != Fate::Slow).collect();
     for round in 0..options.count.unwrap_or(COUNT) {
         report.add("rounds", 1);
         disturb(scene, &mut dice);
@@ -226,7 +251,7 @@ fn rounds(
                 tell("handed over", &handed, report);
             }
             _ => {
-                let hostile = &corpus[dice.below(corpus.len() as u64) as usize];
+                let hostile = corpus[dice.below(corpus.len() as u64) as usize];
                 restore_hostile(scene, cache, hostile, &mut dice, report)?;
             }
         }
@@ -256,7 +281,13 @@ fn restore_hostile(
     let key = task("hostile");
     hostile::plant(&scene.store, &key, hostile)?;
     let restored = cache.restore(&key, &scene.workspace, restore_options(dice), &Cancel::new());
-    tell("hostile", &restored, report);
+    let name = if matches!(restored, Ok(None)) { "hostile missed" } else { "hostile" };
+    tell(name, &restored, report);
+    // It would refuse all that comes after it.
+    let out = scene.workspace.join("out");
+    if fs::symlink_metadata(&out).is_ok_and(|meta| meta.is_symlink()) {
+        let _ = fs::remove_file(&out);
+    }
     if hostile.fate == Fate::Refused && matches!(restored, Ok(Some(_))) {
         report.violation(&format!("a manifest with {} was restored", hostile.name));
     }
@@ -362,9 +393,10 @@ fn is_below(dir: &impl std::os::fd::AsRawFd, path: &Path) -> bool {
 fn swapper(scene: &Scene, thread: usize, is_done: &AtomicBool, swaps: &AtomicU64) {
     let mut turn = thread;
     while !is_done.load(Ordering::Relaxed) {
-        turn += 1;
+        // Each name belongs to one thread.
+        turn += 2;
         let (name, target) = SWAPPED[turn % SWAPPED.len()];
-        let partner = scene.aside.join(format!("{thread}-{}", turn % SWAPPED.len()));
+        let partner = scene.aside.join((turn % SWAPPED.len()).to_string());
         let place = scene.workspace.join(name);
         if turn % 64 == 0 {
             swap_private(scene, thread, swaps);
@@ -377,13 +409,18 @@ fn swapper(scene: &Scene, thread: usize, is_done: &AtomicBool, swaps: &AtomicU64
         }
         while exchange(&partner, &place) {
             swaps.fetch_add(1, Ordering::Relaxed);
-            if turn % 3 == 0 {
+            // Rarely: on a busy machine somebody else then sees nothing but the symlink.
+            if turn % 50 < 2 {
                 std::thread::yield_now();
             }
             // Most of the time all is as it should be, so that most operations get far.
             if !is_link(&place) {
                 break;
             }
+        }
+        // What lay there went while it was aside.
+        if is_link(&place) && !partner.exists() {
+            let _ = fs::remove_file(&place);
         }
         for _ in 0..PAUSE {
             std::hint::spin_loop();
