@@ -13,6 +13,7 @@ mod limits;
 mod logs;
 mod print;
 mod progress;
+mod read;
 mod restore;
 mod rm;
 mod run;

@@ -4,17 +4,15 @@
 use super::Failure;
 use super::args::{Global, Links, Policy};
 use super::limits::Choice;
+use super::read::read_small;
 use larder::{
     CacheOptions, Durability, Limits, Namespaces, Network, RestoreOptions, Sharing, SigningKey,
     TrustedKey, WriterName,
 };
-use rustix::fs::OFlags;
 use serde::Deserialize;
 use std::ffi::OsString;
 use std::fmt;
-use std::fs::File;
-use std::io::{self, Read};
-use std::os::unix::fs::OpenOptionsExt;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -209,7 +207,7 @@ fn variable(name: &str) -> Option<OsString> {
 fn parse_file<T: Default + for<'de> Deserialize<'de>>(path: &Path) -> Result<T, Failure> {
     let explain =
         |what: &dyn std::fmt::Display| Failure::Usage(format!("{}: {what}", path.display()));
-    match read_settings(path) {
+    match read_small(path) {
         Ok(text) => toml::from_str(&text).map_err(|error| explain(&error.message())),
         Err(error)
             if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) =>
@@ -220,20 +218,6 @@ fn parse_file<T: Default + for<'de> Deserialize<'de>>(path: &Path) -> Result<T, 
     }
 }
 
-/// Reads a file that others may have put there: no FIFO that never ends, no file without an end.
-fn read_settings(path: &Path) -> io::Result<String> {
-    const BYTES_MAX: u64 = 1 << 20;
-    let flags = OFlags::NONBLOCK | OFlags::NOCTTY;
-    let file = File::options().read(true).custom_flags(flags.bits() as i32).open(path)?;
-    if !file.metadata()?.is_file() {
-        return Err(io::Error::other("it is no regular file"));
-    }
-    let mut text = String::new();
-    if file.take(BYTES_MAX + 1).read_to_string(&mut text)? as u64 > BYTES_MAX {
-        return Err(io::Error::other("it is too large"));
-    }
-    Ok(text)
-}
 
 fn default_store() -> Result<PathBuf, Failure> {
     let folder = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());

@@ -23,7 +23,7 @@
 
 use super::capture::parse;
 use super::output::{CacheEntry, OutputDeclaration, OutputKind};
-use super::{Cache, is_read_only};
+use super::Cache;
 use crate::disk::{self, Capabilities, Dir, FileStat, Listing, Lock, LockMode, Timestamp, layout};
 use crate::error::{Context, Error, Result};
 use crate::key::TaskDigest;
@@ -131,7 +131,7 @@ impl Cache {
         };
         match self.write_intent(&body) {
             Ok(intent) => Ok(Some(intent)),
-            Err(error) if is_read_only(&error) || disk::is_full(&error) => Ok(None),
+            Err(error) if disk::is_read_only(&error) || disk::is_full(&error) => Ok(None),
             Err(error) => Err(error).context("say what is restored in", || self.intents_path()),
         }
     }
@@ -208,7 +208,9 @@ impl Cache {
         for leftover in &leftovers {
             if !leftover.is_made_anew(&dir, workspace, entry) {
                 let path = leftover.body.roots[0].path.clone();
-                leftovers.iter().for_each(|leftover| leftover.notice());
+                for leftover in &leftovers {
+                    leftover.notice();
+                }
                 return Err(Error::HalfRestored { path });
             }
         }
@@ -231,7 +233,7 @@ impl Cache {
     fn intents(&self) -> Result<Option<Dir>> {
         match self.inner.leases.open_child(layout::INTENTS.as_ref()) {
             Ok(folder) => Ok(Some(folder)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound || is_read_only(&error) => {
+            Err(error) if error.kind() == io::ErrorKind::NotFound || disk::is_read_only(&error) => {
                 Ok(None)
             }
             Err(error) => Err(error).context("open", || self.intents_path()),

@@ -2,6 +2,7 @@
 
 use super::super::Failure;
 use super::super::print::chain;
+use super::super::read::read_small;
 use super::parts::{Kind, Parts};
 use globset::{GlobBuilder, GlobMatcher};
 use ignore::{WalkBuilder, WalkState};
@@ -205,6 +206,11 @@ fn walk(
     if !start.exists() {
         return Ok(());
     }
+    let exclude = find_git(workspace).map(|(_, git)| git.join("info/exclude"));
+    if let Some(exclude) = exclude.filter(|path| is_git && path.exists() && !path.is_file()) {
+        let text = format!("{} is not a regular file", exclude.display());
+        return Err(Unread::Unreadable(text));
+    }
     let mut builder = WalkBuilder::new(start);
     builder
         .standard_filters(false)
@@ -270,7 +276,8 @@ fn is_dir(entry: &ignore::DirEntry) -> bool {
 /// A store within the workspace, this one or another, is no input.
 fn is_store(path: &Path) -> bool {
     path.join("CACHEDIR.TAG").exists()
-        && fs::read(path.join("FORMAT")).is_ok_and(|text| text.starts_with(b"larder store format "))
+        && read_small(&path.join("FORMAT"))
+            .is_ok_and(|text| text.starts_with("larder store format "))
 }
 
 /// Adds what git tracks, also where an ignore file names it.
@@ -288,6 +295,9 @@ fn add_tracked(
     }
     let unreadable =
         |text: String| Unread::Unreadable(format!("cannot read {}: {text}", index.display()));
+    if !index.is_file() {
+        return Err(unreadable("it is not a regular file".to_owned()));
+    }
     let options = gix_index::decode::Options::default();
     let file = gix_index::File::at(&index, object_hash(&git), true, options);
     let file = file.map_err(|error| unreadable(error.to_string()))?;
@@ -313,7 +323,7 @@ fn find_git(workspace: &Path) -> Option<(PathBuf, PathBuf)> {
         if git.is_dir() {
             return Some((folder.to_path_buf(), git));
         }
-        if let Ok(text) = fs::read_to_string(&git) {
+        if let Ok(text) = read_small(&git) {
             let target = text.trim_end().strip_prefix("gitdir: ")?;
             return Some((folder.to_path_buf(), folder.join(target)));
         }
@@ -323,9 +333,9 @@ fn find_git(workspace: &Path) -> Option<(PathBuf, PathBuf)> {
 
 /// Repositories with SHA-256 say so in their configuration.
 fn object_hash(git: &Path) -> gix_index::hash::Kind {
-    let common = fs::read_to_string(git.join("commondir"))
+    let common = read_small(&git.join("commondir"))
         .map_or(git.to_path_buf(), |text| git.join(text.trim_end()));
-    let config = fs::read_to_string(common.join("config")).unwrap_or_default().to_lowercase();
+    let config = read_small(&common.join("config")).unwrap_or_default().to_lowercase();
     let is_sha256 = config.lines().any(|line| {
         let mut sides = line.split('=').map(str::trim);
         sides.next() == Some("objectformat") && sides.next() == Some("sha256")

@@ -1,7 +1,7 @@
 //! Manifests that nobody's capture makes: sealed like any other, with whatever paths, kinds and counts
 //! somebody wishes who can write the store.
 
-use larder::fuzzing::seal_manifest;
+use larder::fuzzing::wrap_manifest_of;
 use larder::{Digest, TaskDigest};
 use std::fs;
 use std::io;
@@ -43,7 +43,7 @@ pub(crate) fn plant(store: &Path, task: &TaskDigest, hostile: &Hostile) -> io::R
     let place = folder.join(&hex[2..]);
     let _ = fs::remove_file(&place);
     let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(place)?;
-    io::Write::write_all(&mut file, &seal_manifest(&hostile.body, task))
+    io::Write::write_all(&mut file, &wrap_manifest_of(task, &hostile.body))
 }
 
 /// All of them. `contents` is in the store; `victim` lies outside of any workspace.
