@@ -359,9 +359,11 @@ impl Index {
         let path = self.path.join(&name);
         let made = Rows::make(self.cache_bytes, |builder| builder.create(&path));
         let placed = made.and_then(|()| {
-            let shared = self.root.open_for_update(name.as_ref());
-            let shared = shared.and_then(|(file, _)| self.root.admit(&file, FILE_MODE));
-            shared.map_err(|_| Failure::Refused)?;
+            // redb makes it for everybody, less the umask.
+            let mode = self.root.access().file_mode(FILE_MODE);
+            let opened = self.root.open_for_update(name.as_ref());
+            let private = opened.and_then(|(file, _)| disk::set_mode(&file, mode));
+            private.map_err(|_| Failure::Refused)?;
             let placed = self.root.rename_new(name.as_ref(), &self.root, layout::INDEX.as_ref());
             self.root.sync().map_err(|_| Failure::Refused)?;
             placed.map_err(|_| Failure::Refused)
