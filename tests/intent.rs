@@ -128,7 +128,7 @@ fn contents(workspace: &Path) -> Snapshot {
         if let Some(digest) = value.strip_prefix("file ").and_then(|rest| rest.rsplit(' ').next()) {
             *value = format!("file {digest}");
         } else if value.starts_with("dir") {
-            *value = "dir".to_owned();
+            "dir".clone_into(value);
         }
     }
     found
@@ -157,6 +157,7 @@ fn try_store(lab: &Lab, key: &str, outputs: &[&str]) -> larder::Result<()> {
 }
 
 /// Calls `check` after a kill at each call, with whether the workspace is a mixture.
+#[expect(clippy::print_stdout, reason = "figures are to be seen")]
 fn at_each_kill(lab: &Lab, mut check: impl FnMut(&str, bool)) {
     make_old(&lab.workspace());
     let old = contents(&lab.workspace());

@@ -254,12 +254,12 @@ impl Cache {
                 file.try_clone().and_then(|again| Lock::try_acquire(again, LockMode::Exclusive));
             let Ok(Some(lock)) = locked else { continue };
             let again = || self.intents_path().join(name);
-            let folder = folder.open_child(".".as_ref()).context("open", || self.intents_path())?;
-            let intent = Intent { folder, name: name.to_owned(), file, _lock: lock };
             // Removed before it was locked.
-            if !intent.is_named(&stat).context("look at", again)? {
+            if !is_still(&folder, name, &stat).context("look at", again)? {
                 continue;
             }
+            let folder = folder.open_child(".".as_ref()).context("open", || self.intents_path())?;
+            let intent = Intent { folder, name: name.to_owned(), file, _lock: lock };
             match self.read_intent(&intent.file, &stat) {
                 Some((body, noticed)) if is_wanted(&body) => {
                     dead.push(Leftover { intent, body, noticed });
@@ -281,16 +281,16 @@ impl Cache {
             let lock = Lock::try_acquire(file.try_clone()?, LockMode::Exclusive)?;
             // Somebody may take it for one of the dead before it is locked.
             let Some(lock) = lock else { continue };
-            let again = folder.open_child(".".as_ref())?;
-            let intent = Intent { folder: again, name, file, _lock: lock };
-            if intent.is_named(&stat)? {
-                if let Err(error) = intent.file.write_all_at(&bytes, 0) {
-                    // Best effort: what cannot be read goes with the next look.
-                    let _ = intent.done();
-                    return Err(error);
-                }
-                return Ok(intent);
+            if !is_still(&folder, &name, &stat)? {
+                continue;
             }
+            let intent = Intent { folder, name, file, _lock: lock };
+            if let Err(error) = intent.file.write_all_at(&bytes, 0) {
+                // Best effort: what cannot be read goes with the next look.
+                let _ = intent.done();
+                return Err(error);
+            }
+            return Ok(intent);
         }
     }
 
@@ -347,10 +347,11 @@ impl Intent {
     fn is_removed(&self) -> bool {
         self.folder.unlink(&self.name).is_ok()
     }
+}
 
-    fn is_named(&self, stat: &FileStat) -> io::Result<bool> {
-        Ok(self.folder.stat(&self.name)?.is_some_and(|found| found.inode == stat.inode))
-    }
+/// Whether a name still is that of this file.
+fn is_still(folder: &Dir, name: &OsStr, stat: &FileStat) -> io::Result<bool> {
+    Ok(folder.stat(name)?.is_some_and(|found| found.inode == stat.inode))
 }
 
 impl Leftover {
