@@ -395,9 +395,9 @@ fn a_restore_that_failed_on_its_way_is_noticed() {
         return;
     }
     let restored = lab.restore("new", &lab.workspace(), options());
+    let stored = try_store(&lab, "mixture", OUTPUTS);
     assert!(chattr("-i").is_ok_and(|status| status.success()));
     assert!(matches!(restored, Err(Error::Io { .. })), "{restored:?}");
-    let stored = try_store(&lab, "mixture", OUTPUTS);
     assert!(matches!(stored, Err(Error::HalfRestored { .. })), "{stored:?}");
     lab.restore("new", &lab.workspace(), options()).expect("restored");
     try_store(&lab, "whole", OUTPUTS).expect("stored");

@@ -24,7 +24,9 @@
 use super::capture::parse;
 use super::output::{CacheEntry, OutputDeclaration, OutputKind};
 use super::Cache;
-use crate::disk::{self, Capabilities, Dir, FileStat, Listing, Lock, LockMode, Timestamp, layout};
+use crate::disk::{
+    self, Capabilities, Dir, FileKind, FileStat, Listing, Lock, LockMode, Timestamp, layout,
+};
 use crate::error::{Context, Error, Result};
 use crate::key::TaskDigest;
 use crate::manifest::{OutputPath, Root, RootKind, compile_glob, covers, literal_prefix};
@@ -373,9 +375,11 @@ impl Leftover {
                 .open_beneath(path.parent().unwrap_or(Path::new("")))
                 .and_then(|parent| parent.stat(path.file_name().unwrap_or_default()));
             let Ok(Some(stat)) = found else { return false };
-            // The change time of a link to a blob changes whenever another link comes or goes.
-            let changed = if stat.links > 1 { stat.modified } else { stat.changed };
-            stat.kind != disk::FileKind::Directory && changed > noticed
+            // The change time of a link to a blob changes whenever another link comes or goes. That of a
+            // directory tells that names came or went; a directory may have several links, too.
+            let is_file = stat.kind == FileKind::Regular;
+            let changed = if is_file && stat.links > 1 { stat.modified } else { stat.changed };
+            changed > noticed
         };
         let paths = entry.outputs.iter().map(|output| &*output.path);
         paths.into_iter().any(|path| concerns(path) && has_changed(path))
