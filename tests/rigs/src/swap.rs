@@ -28,7 +28,7 @@ use std::time::Duration;
 
 /// Which steps this rig finds missing, on which way, and how many rounds that takes.
 pub(crate) const MUTATIONS: &[(&str, &str, u64)] =
-    &[("StayBeneath", "direct", 300), ("RefuseSymlinks", "walk", 300)];
+    &[("StayBeneath", "direct", 1000), ("RefuseSymlinks", "walk", 1000)];
 
 const PREFIX: &str = "larder-intent-swap-";
 const COUNT: u64 = 1000;
@@ -36,8 +36,8 @@ const SILENCE_MAX: Duration = Duration::from_secs(60);
 /// The victim is looked at after so many rounds.
 const LOOK_ROUNDS: u64 = 20;
 
-/// Turns of an empty loop between two exchanges.
-const PAUSE: u32 = 2000;
+/// So many exchanges follow each other at once.
+const BURST: usize = 30;
 
 /// What is exchanged for a symlink, with what in the victim it leads to.
 const SWAPPED: [(&str, &str); 10] = [
@@ -407,7 +407,11 @@ fn swapper(scene: &Scene, thread: usize, is_done: &AtomicBool, swaps: &AtomicU64
             remove(&partner);
             let _ = symlink(scene.victim.join(target), &partner);
         }
-        while exchange(&partner, &place) {
+        // Both may be symlinks by now, so not until all is well.
+        for _ in 0..4 {
+            if !exchange(&partner, &place) {
+                break;
+            }
             swaps.fetch_add(1, Ordering::Relaxed);
             // Rarely: on a busy machine somebody else then sees nothing but the symlink.
             if turn % 50 < 2 {
@@ -422,8 +426,9 @@ fn swapper(scene: &Scene, thread: usize, is_done: &AtomicBool, swaps: &AtomicU64
         if is_link(&place) && !partner.exists() {
             let _ = fs::remove_file(&place);
         }
-        for _ in 0..PAUSE {
-            std::hint::spin_loop();
+        // In bursts, so that some operations come through between two of them.
+        if turn % BURST < 2 {
+            std::thread::sleep(Duration::from_millis(2));
         }
     }
 }
