@@ -218,7 +218,6 @@ fn parse_file<T: Default + for<'de> Deserialize<'de>>(path: &Path) -> Result<T, 
     }
 }
 
-
 fn default_store() -> Result<PathBuf, Failure> {
     let folder = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
     let cache = folder("XDG_CACHE_HOME").or_else(|| Some(folder("HOME")?.join(".cache")));

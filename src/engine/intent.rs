@@ -21,9 +21,9 @@
 //!
 //! Left to others: the leases, which keep the living apart (`lease`); what is changed (`restore/`).
 
+use super::Cache;
 use super::capture::parse;
 use super::output::{CacheEntry, OutputDeclaration, OutputKind};
-use super::Cache;
 use crate::disk::{
     self, Capabilities, Dir, FileKind, FileStat, Listing, Lock, LockMode, Timestamp, layout,
 };

@@ -501,18 +501,18 @@ mod tests {
         };
         index.write_all(&(0..300).map(row).collect::<Vec<_>>());
         let Change::Put(task, expected) = row(123) else { unreachable!("it is a put") };
-        assert_eq!(index.get(&task), Some(expected));
+        assert_eq!(index.get(&task, expected.manifest), Some(expected));
         let path = folder.path().join(layout::INDEX);
         let mut bytes = std::fs::read(&path).expect("readable");
         // The first byte of a page says its kind; there is none such.
         bytes[4096..].chunks_mut(4096).for_each(|page| page[0] = 0x77);
         std::fs::write(&path, &bytes).expect("written");
-        assert_eq!(index.get(&task), None);
+        assert_eq!(index.get(&task, expected.manifest), None);
         assert!(index.was_set_aside());
         let mut kept = std::fs::read_dir(folder.path().join(layout::QUARANTINE)).expect("listed");
         let kept = kept.next().expect("it is there").expect("it is there").path();
         assert!(std::fs::read(kept).expect("readable") == bytes, "it was written to");
         index.write_all(&[row(123)]);
-        assert_eq!(index.get(&task), Some(expected), "there is a new one");
+        assert_eq!(index.get(&task, expected.manifest), Some(expected), "there is a new one");
     }
 }
