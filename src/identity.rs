@@ -441,7 +441,7 @@ impl State {
 ///
 /// # Panics
 /// If what decodes does not encode to the same bytes.
-#[cfg(fuzzing)]
+#[cfg(any(fuzzing, larder_rigs))]
 pub(crate) fn decodes(contents: &[u8]) -> bool {
     let checksum = blake3::derive_key(CHECKSUM_CONTEXT, contents);
     let bytes = [contents, &checksum].concat();
@@ -451,7 +451,7 @@ pub(crate) fn decodes(contents: &[u8]) -> bool {
 }
 
 /// The version that a `FORMAT` of this line says, behind a checksum that fits; for the fuzz targets.
-#[cfg(fuzzing)]
+#[cfg(any(fuzzing, larder_rigs))]
 pub(crate) fn version_of(line: &str) -> Option<u32> {
     parse_format(format!("{line}\n{}\n", crate::Digest::of(line.as_bytes())).as_bytes())
 }

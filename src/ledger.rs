@@ -355,7 +355,7 @@ impl<'a> Cursor<'a> {
 ///
 /// # Panics
 /// If a row that is there is not the one that is found by its path, where the paths are sorted.
-#[cfg(fuzzing)]
+#[cfg(any(fuzzing, larder_rigs))]
 pub(crate) fn count_rows(rows: &[u8]) -> usize {
     let bytes = [&[0; HEADER_BYTES], rows].concat();
     let ledger = Ledger { starts: starts(&bytes), bytes };

@@ -5,7 +5,9 @@
 //! build has, does the environment decide (`LARDER_RIGS_LEAVE_OUT`, names with commas between them);
 //! else the answer is no before the program runs.
 //!
-//! Left to others: what a step does, and which rig must find that it is missing (`tests/rigs`).
+//! Left to others: what a step does, and which rig must find that it is missing
+//! (`tests/rigs/src/mutations.rs`). The steps between stores and evictions are broken one by one in the
+//! model of `tests/protocol`.
 
 /// A step that a guarantee rests on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,10 +48,6 @@ pub(crate) enum Step {
     ResolveAtOnce,
     /// Refusing symlinks where a path is walked name by name.
     RefuseSymlinks,
-    /// Noting blobs while somebody marks.
-    NoteMarked,
-    /// Looking again for blobs after a sweep.
-    LookAgain,
     /// Looking whether a source changed.
     CompareSources,
 }

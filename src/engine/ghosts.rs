@@ -110,7 +110,7 @@ impl Record {
 ///
 /// # Panics
 /// If what decodes does not encode to the same bytes.
-#[cfg(fuzzing)]
+#[cfg(any(fuzzing, larder_rigs))]
 pub(crate) fn ghost_decodes(contents: &[u8; BODY_BYTES]) -> bool {
     let mut bytes = [0; RECORD_BYTES];
     bytes[..BODY_BYTES].copy_from_slice(contents);

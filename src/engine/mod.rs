@@ -53,7 +53,7 @@ mod trust;
 mod uses;
 mod value;
 
-#[cfg(fuzzing)]
+#[cfg(any(fuzzing, larder_rigs))]
 pub(crate) use {ghosts::ghost_decodes, references::count_references};
 
 pub use clean::remove_outputs;

@@ -148,7 +148,7 @@ impl Entry<'_> {
 ///
 /// # Panics
 /// If what decodes does not encode to the same bytes.
-#[cfg(fuzzing)]
+#[cfg(any(fuzzing, larder_rigs))]
 pub(crate) fn count_references(mut block: &[u8]) -> usize {
     let mut count = 0;
     while let Some((entry, rest)) = Entry::decode(block) {

@@ -35,7 +35,6 @@ use crate::manifest::{
     PRIVATE_BLOB_MODE, PathError, blob_mode,
 };
 use crate::parallel;
-use crate::steps::{Step, is_left_out};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -145,8 +144,7 @@ impl Cache {
                         Some(section) => section,
                         None => self.enter(LockMode::Shared, cancel)?,
                     };
-                    let may_be_swept = sweeps.is_none() || sweeps != self.sweeps();
-                    if may_be_swept && !is_left_out(Step::LookAgain) {
+                    if sweeps.is_none() || sweeps != self.sweeps() {
                         if !batch.recheck(&|| !cancel.is_cancelled())? {
                             return Ok(None);
                         }

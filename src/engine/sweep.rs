@@ -27,7 +27,6 @@ use crate::error::{Context, Result};
 use crate::index::Change;
 use crate::key::TaskDigest;
 use crate::manifest::Manifest;
-use crate::steps::{Step, is_left_out};
 use std::collections::HashSet;
 use std::ffi::OsString;
 use std::fs::File;
@@ -143,9 +142,6 @@ impl Cache {
     /// # Errors
     /// If they cannot be noted: then the entry must not appear.
     pub(super) fn note_marked(&self, manifest: &Manifest) -> Result<()> {
-        if is_left_out(Step::NoteMarked) {
-            return Ok(());
-        }
         let path = || self.inner.path.join(layout::MARKING);
         let file = match self.inner.root.open_for_update(layout::MARKING.as_ref()) {
             Ok((file, _)) => file,

@@ -55,6 +55,11 @@ impl Recent {
         Ok(taken)
     }
 
+    /// Gives up what is kept.
+    pub(super) fn forget(&self) {
+        *self.table.write().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
     /// Leaves what is kept as it is, with a database that is left so.
     pub(super) fn leak(&self) {
         std::mem::forget(self.table.write().unwrap_or_else(PoisonError::into_inner).take());
@@ -83,7 +88,7 @@ impl Recent {
 impl Drop for Recent {
     /// Here, and not wherever the thread may be that would end it later.
     fn drop(&mut self) {
-        *self.table.write().unwrap_or_else(PoisonError::into_inner) = None;
+        self.forget();
     }
 }
 

@@ -107,6 +107,8 @@ impl Rows {
     /// Commits changes, synced.
     pub(crate) fn write(&self, changes: &[Change], key: &[u8; 32]) -> Result<(), Failure> {
         contain(|| {
+            // So that its pages can be used again.
+            self.recent.forget();
             let transaction = self.database.begin_write()?;
             {
                 let mut table = transaction.open_table(tables::TASKS)?;

@@ -108,7 +108,7 @@ const ORDERS: &[(&str, &str, &[&str])] = &[
     (
         include_str!("../../src/engine/restore/mod.rs"),
         "fn try_restore(",
-        &["read_manifest_beside(", "is_manifest(", "Plan::make(", "remove_if_unchanged("],
+        &["read_entry_beside(", "is_manifest(", "Plan::make(", "remove_if_unchanged("],
     ),
 ];
 

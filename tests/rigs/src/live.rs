@@ -7,7 +7,6 @@
 use crate::crew::{Crew, Worker};
 use crate::devices::{self, Filesystem, Folder, Loop};
 use crate::judge::Judge;
-use crate::mutations::{self, Mutation};
 use crate::options::{Dice, Options, Result};
 use crate::report::Report;
 use rustix::ioctl::{Setter, ioctl};
@@ -27,23 +26,10 @@ const OPERATIONS: u64 = 200;
 /// The cut comes after less than so many lines.
 const LINES_MAX: u64 = 120;
 
-/// Which step is missed on which filesystem after how many cuts at most.
-const MUTATIONS: &[Mutation] = &[
-    ("SyncBlobs", "ext4", 30),
-    ("SyncBlobs", "xfs", 30),
-    ("SyncManifests", "ext4", 30),
-    ("SyncFolders", "xfs", 60),
-    ("SyncFound", "ext4", 60),
-    ("SyncFirst", "ext4", 60),
-];
-
 /// Shuts down `--count` filesystems. `--kind` names the one kind to do it with.
 pub(crate) fn run(options: &Options) -> Result<Report> {
     if let Some(obstacle) = devices::obstacle() {
         return Ok(Report::skipped(obstacle));
-    }
-    if options.are_mutations {
-        return mutations::check("live", MUTATIONS);
     }
     let mut report = Report::new();
     let filesystems: Vec<Filesystem> = FILESYSTEMS

@@ -10,15 +10,15 @@
 
 mod calls;
 mod check;
-mod index;
-mod inject;
 mod crew;
 mod devices;
+mod hostile;
+mod index;
+mod inject;
 mod judge;
 mod live;
-mod mutations;
-mod hostile;
 mod mounted;
+mod mutations;
 mod options;
 mod power;
 mod report;
@@ -47,6 +47,7 @@ fn main() -> ExitCode {
         "scene" => calls::scenes::scene(&options),
         "verdict" => calls::verdict::verdict(&options),
         "live" => live::run(&options),
+        "mutations" => mutations::run(&options),
         "power" => power::run(&options),
         "sources" => sources::run(&options),
         "swap" => swap::run(&options),

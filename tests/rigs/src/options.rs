@@ -34,8 +34,6 @@ pub(crate) struct Options {
     pub(crate) directory: Option<PathBuf>,
     /// What kind of work, for `work`; of filesystem, for rigs that mount some.
     pub(crate) kind: String,
-    /// Whether a rig is to show that it finds each step of its table that is left out.
-    pub(crate) are_mutations: bool,
     /// The step that is left out, to see that the rig finds it.
     pub(crate) leave_out: Option<String>,
     /// The store, for `work` and `check`.
@@ -66,7 +64,6 @@ impl Options {
                 "--tale" => options.tale = value()?.into(),
                 "--durable" => options.is_durable = true,
                 "--fault" => options.fault = Some(value()?),
-                "--mutations" => options.are_mutations = true,
                 "--read-only" => options.is_read_only = true,
                 "--waits" => options.waits = true,
                 _ => return Err(format!("{word} is not known").into()),

@@ -22,9 +22,6 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-/// Which steps this rig finds missing, and how many stores that takes.
-pub(crate) const MUTATIONS: &[(&str, u64)] = &[("CompareSources", 600)];
-
 const COUNT: u64 = 1500;
 /// Small ones go through memory, larger ones are cloned or copied.
 const SIZES_BYTES: [usize; 3] = [5_000, 200_000, 700_000];

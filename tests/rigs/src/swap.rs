@@ -26,10 +26,6 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc;
 use std::time::Duration;
 
-/// Which steps this rig finds missing, on which way, and how many rounds that takes.
-pub(crate) const MUTATIONS: &[(&str, &str, u64)] =
-    &[("StayBeneath", "direct", 1000), ("RefuseSymlinks", "walk", 1000)];
-
 const PREFIX: &str = "larder-intent-swap-";
 const COUNT: u64 = 1000;
 const SILENCE_MAX: Duration = Duration::from_secs(60);

@@ -17,7 +17,7 @@ pub(crate) struct Accepted {
     pub(crate) absent: bool,
     /// Whether an eviction was under way at some time since the last store began: whatever that store
     /// says when it is done, the eviction may have taken the entry before.
-    is_evictable: bool,
+    pub(crate) is_evictable: bool,
 }
 
 /// What may be found in a store.

@@ -31,16 +31,6 @@ const NAME: &str = "larder-calls-";
 /// So many faults are under way at once.
 const WORKERS: usize = 2;
 
-/// Steps that this rig must find if they are left out (`--leave-out`), in which scenes (`--kind`), and
-/// with how many faults (`--count`).
-#[expect(dead_code, reason = "for whoever checks the rigs")]
-pub(crate) const MUTATIONS: &[(&str, &str, u64)] = &[
-    ("FailWithSync", "store-few,store-many", 1_000),
-    ("SetUnsyncedAside", "store-few", 500),
-    ("RemoveUnsynced", "store-few,replace-few", 500),
-    ("DoubtFailedBarriers", "store-many,dedup-many", 1_000),
-];
-
 /// One fault in one scene.
 #[derive(Debug, Clone, Copy)]
 struct Case {

@@ -103,7 +103,7 @@ impl<'t> Verdict<'t> {
         for (key, mut accepted) in keys {
             if self.is_lie_about_names() {
                 // What the system said to have done is not there: the answer of any moment is right.
-                accepted = Accepted { versions: vec![0, 1], absent: true };
+                accepted = Accepted { versions: vec![0, 1], absent: true, ..Accepted::default() };
             } else if let Some(before) = self.before_failure(key) {
                 accepted = before;
             }
@@ -123,7 +123,7 @@ impl<'t> Verdict<'t> {
             began_at.iter().rposition(|line| line.starts_with(&format!("begin store {key} ")))?;
         let before: Vec<&str> = self.told.lines().take(began_at).collect();
         let before = Tale::read(&(before.join("\n") + "\n"), true);
-        let nothing = Accepted { versions: Vec::new(), absent: true };
+        let nothing = Accepted { absent: true, ..Accepted::default() };
         let found = before.keys().find(|(known, _)| *known == key);
         let mut accepted = found.map_or(nothing, |(_, accepted)| accepted.clone());
         // The name of the new one could not be made durable, so it went, and the old one with it.
@@ -163,7 +163,7 @@ impl<'t> Verdict<'t> {
         let stored = Cache::open(&self.place.store, cache_options(true))
             .and_then(|cache| cache.store(&task(key), &entry(key, version), &Cancel::new()));
         match stored {
-            Ok(_) => tale.require(key, Accepted { versions: vec![version], absent: false }),
+            Ok(_) => tale.require(key, Accepted { versions: vec![version], ..Accepted::default() }),
             Err(error) => report.violation(&format!("the store cannot be repeated: {error:?}")),
         }
         let found = blob_inodes(&self.place.store);

@@ -29,10 +29,6 @@ const BATCH: u64 = 5_000;
 /// One batch in so many is of disks that lie and rot.
 const BAD_EVERY: u64 = 5;
 
-/// Steps that this rig finds missing, and the number of states that finds them reliably.
-/// `SyncIndex` is the disk's own: no sync of redb does anything.
-pub(crate) const MUTATIONS: &[(&str, u64)] = &[("CheckRows", 25_000), ("SyncIndex", 5_000)];
-
 /// Tries `--count` states, in as many processes at once as there are processors.
 pub(crate) fn run(options: &Options) -> Result<Report> {
     let mut report = Report::new();

@@ -18,7 +18,6 @@ mod served;
 use crate::crew::{Crew, Worker};
 use crate::devices::{self, Filesystem, Folder};
 use crate::judge::Judge;
-use crate::mutations::{self, Mutation};
 use crate::options::{Dice, Options, Result};
 use crate::report::Report;
 use cut::Variant;
@@ -42,18 +41,6 @@ const READ_ONLY_OF: u64 = 10;
 /// Rounds that go on at once.
 const LANES: u64 = 2;
 
-/// Which step is missed on which filesystem after how many images at most.
-const MUTATIONS: &[Mutation] = &[
-    ("SyncBlobs", "ext4", 120),
-    ("SyncBlobs", "xfs", 120),
-    ("SyncFolders", "ext4", 240),
-    ("SyncFolders", "xfs", 240),
-    ("SyncManifests", "ext4", 120),
-    ("SyncFound", "ext4", 960),
-    ("SyncFirst", "ext4", 240),
-    ("DoubtEpochs", "ext4-writeback", 480),
-];
-
 /// Cuts power `--count` times. `--kind` names the one filesystem to do it on.
 pub(crate) fn run(options: &Options) -> Result<Report> {
     if let Some(obstacle) = devices::obstacle() {
@@ -61,9 +48,6 @@ pub(crate) fn run(options: &Options) -> Result<Report> {
     }
     if !Path::new("/dev/fuse").exists() {
         return Ok(Report::skipped("there is no /dev/fuse"));
-    }
-    if options.are_mutations {
-        return mutations::check("power", MUTATIONS);
     }
     let filesystems = match options.kind.as_str() {
         "mixed" => Filesystem::ALL.to_vec(),

@@ -49,7 +49,6 @@ pub(super) fn plan(store: &Path) -> Result<Vec<(PathBuf, Damage)>> {
             [Directory, Tree, Unreadable, Extend(1), Extend(100_000)]
                 .into_iter()
                 .for_each(&mut add);
-            let size = metadata.len();
             let is_blob = name.starts_with("blobs");
             let positions_max = if is_blob { 20 } else { POSITIONS_MAX };
             for (flip, position) in positions(&path, positions_max)?.into_iter().enumerate() {

@@ -42,14 +42,6 @@ const INDEX: &str = "index.redb";
 /// Of each process, in KiB.
 const MEMORY_MAX: u64 = 2 << 20;
 
-/// Steps that this rig finds missing, and the number of states that finds them reliably.
-pub(crate) const MUTATIONS: &[(&str, u64)] = &[
-    ("CheckManifests", 1_000),
-    ("CompareStamps", 1_000),
-    ("CompareDigests", 1_000),
-    ("CheckSeal", 4_000),
-];
-
 /// Damages `--count` times, in as many processes at once as there are processors.
 pub(crate) fn run(options: &Options) -> Result<Report> {
     let default = Path::new("/dev/shm").join(format!("larder-rot-{}", std::process::id()));
