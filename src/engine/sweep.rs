@@ -39,8 +39,8 @@ const SECTION_BLOBS: usize = 256;
 /// Larger files are renamed away in a section, and given back outside: unlinking 1 GiB took 53 ms.
 const UNLINK_BYTES_MAX: u64 = 1 << 20;
 
-/// How `marking` begins; tags of eight bytes follow. The file is always there, and never empty, so
-/// that a full disk can be swept.
+/// How `marking` begins; tags of eight bytes follow. The file is there before it is needed, so that a
+/// full disk can be swept; where it is not, or has no header, somebody may be marking.
 const MARKING_HEADER_BYTES: u64 = 8;
 const MARKING_BEGUN: [u8; 8] = *b"marking\n";
 const MARKING_ENDED: [u8; 8] = *b"resting\n";
@@ -74,7 +74,8 @@ pub(super) struct Sweeper<'a> {
     _evict: Lock,
     /// `None` in a store of an earlier version on a full disk.
     condemned: Option<Dir>,
-    marking: File,
+    /// `None` while it is not there.
+    marking: Option<File>,
     marking_bytes: u64,
     holds: HashSet<OsString>,
     counts: Counts,
@@ -112,13 +113,23 @@ impl Cache {
             self.empty_condemned(folder)?;
         }
         let path = || self.inner.path.join(layout::MARKING);
-        let opened = root.open_or_create(layout::MARKING.as_ref(), 0o600);
-        let (marking, _) = opened.context("open", path)?;
-        {
+        let marking = {
             let _section = self.enter(LockMode::Exclusive, cancel)?;
-            let begun = marking.set_len(MARKING_HEADER_BYTES);
-            begun.and_then(|()| marking.write_all_at(&MARKING_BEGUN, 0)).context("write", path)?;
-        }
+            let opened = root.open_or_create(layout::MARKING.as_ref(), 0o600);
+            let begun = opened.and_then(|(marking, _)| {
+                marking.set_len(MARKING_HEADER_BYTES)?;
+                marking.write_all_at(&MARKING_BEGUN, 0).map(|()| marking)
+            });
+            match begun {
+                // Where what is there cannot even be written over (btrfs at its quota), what is not
+                // there says the same.
+                Err(error) if disk::is_full(&error) => {
+                    root.unlink(layout::MARKING.as_ref()).context("remove", path)?;
+                    None
+                }
+                begun => Some(begun.context("write", path)?),
+            }
+        };
         Ok(Some(Sweeper {
             cache: self,
             cancel,
@@ -143,14 +154,11 @@ impl Cache {
     /// If they cannot be noted: then the entry must not appear.
     pub(super) fn note_marked(&self, manifest: &Manifest) -> Result<()> {
         let path = || self.inner.path.join(layout::MARKING);
-        let file = match self.inner.root.open_for_update(layout::MARKING.as_ref()) {
-            Ok((file, _)) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            Err(error) => return Err(error).context("open", path),
-        };
+        // One that is not there was removed by a sweeper who could not write to it.
+        let opened = self.inner.root.open_or_create(layout::MARKING.as_ref(), 0o600);
+        let (file, _) = opened.context("open", path)?;
         let mut header = [0; MARKING_HEADER_BYTES as usize];
-        // A file without a header was never used.
-        if file.read_exact_at(&mut header, 0).is_err() || header != MARKING_BEGUN {
+        if file.read_exact_at(&mut header, 0).is_ok() && header != MARKING_BEGUN {
             return Ok(());
         }
         // A sweeper that was killed says so for ever. It had this lock.
@@ -170,7 +178,10 @@ impl Cache {
             let _lock = Lock::acquire(again, LockMode::Exclusive, disk::EAGER, &|| false)?;
             // What a store that was killed wrote in part is overwritten.
             let end = disk::stat_file(&file)?.size_bytes / 8 * 8;
-            file.write_all_at(&tags, end)
+            if end < MARKING_HEADER_BYTES {
+                file.write_all_at(&MARKING_BEGUN, 0)?;
+            }
+            file.write_all_at(&tags, end.max(MARKING_HEADER_BYTES))
         })();
         noted.context("write", path)
     }
@@ -194,9 +205,9 @@ impl Cache {
         }
         let _ = root.open_or_create(layout::EVICT_LOCK.as_ref(), 0o600).and_then(|(lock, _)| {
             // Nobody else writes it meanwhile; who has the lock will.
-            let lock = Lock::try_acquire(lock, LockMode::Exclusive)?;
+            let Some(_lock) = Lock::try_acquire(lock, LockMode::Exclusive)? else { return Ok(()) };
             let (file, stat) = root.open_or_create(layout::MARKING.as_ref(), 0o600)?;
-            if lock.is_some() && !is_made(stat) {
+            if !is_made(stat) {
                 file.write_all_at(&MARKING_ENDED, 0)?;
             }
             Ok(())
@@ -234,8 +245,12 @@ impl Cache {
 impl Drop for Sweeper<'_> {
     fn drop(&mut self) {
         // While `evict.lock` is held. Best effort: what stores note in vain goes with the next mark.
-        let _ = self.marking.write_all_at(&MARKING_ENDED, 0);
-        let _ = self.marking.set_len(MARKING_HEADER_BYTES);
+        let root = &self.cache.inner.root;
+        let made = || root.open_or_create(layout::MARKING.as_ref(), 0o600).ok();
+        if let Some(marking) = self.marking.take().or_else(|| made().map(|(file, _)| file)) {
+            let _ = marking.write_all_at(&MARKING_ENDED, 0);
+            let _ = marking.set_len(MARKING_HEADER_BYTES);
+        }
         if !self.removed.is_empty() {
             let rows: Vec<Change> = self.removed.iter().copied().map(Change::Remove).collect();
             self.cache.inner.index.note_all(&rows);
@@ -452,15 +467,25 @@ impl Sweeper<'_> {
         /// How long the file is is up to others.
         const PIECE_BYTES: u64 = 1 << 20;
         let path = || self.cache.inner.path.join(layout::MARKING);
-        let end = disk::stat_file(&self.marking).context("look at", path)?.size_bytes / 8 * 8;
-        let mut bytes = Vec::new();
-        while self.marking_bytes < end {
-            bytes.resize((end - self.marking_bytes).min(PIECE_BYTES) as usize, 0);
-            self.marking.read_exact_at(&mut bytes, self.marking_bytes).context("read", path)?;
-            self.marking_bytes += bytes.len() as u64;
-            let (words, _) = bytes.as_chunks::<8>();
-            for word in words {
-                self.counts.keep(u64::from_le_bytes(*word));
+        if self.marking.is_none() {
+            match self.cache.inner.root.open_for_update(layout::MARKING.as_ref()) {
+                Ok((file, _)) => self.marking = Some(file),
+                // Nobody has committed.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error).context("open", path),
+            }
+        }
+        if let Some(marking) = &self.marking {
+            let end = disk::stat_file(marking).context("look at", path)?.size_bytes / 8 * 8;
+            let mut bytes = Vec::new();
+            while self.marking_bytes < end {
+                bytes.resize((end - self.marking_bytes).min(PIECE_BYTES) as usize, 0);
+                marking.read_exact_at(&mut bytes, self.marking_bytes).context("read", path)?;
+                self.marking_bytes += bytes.len() as u64;
+                let (words, _) = bytes.as_chunks::<8>();
+                for word in words {
+                    self.counts.keep(u64::from_le_bytes(*word));
+                }
             }
         }
         for tag in self.cache.new_holds(&mut self.holds)? {
