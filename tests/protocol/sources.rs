@@ -77,7 +77,7 @@ const ORDERS: &[(&str, &str, &[&str])] = &[
     (
         include_str!("../../src/engine/sweep.rs"),
         "fn keep_what_was_noted(",
-        &["self.marking.read_exact_at(", "new_holds("],
+        &["marking.read_exact_at(", "new_holds("],
     ),
     (
         include_str!("../../src/engine/evict.rs"),
