@@ -373,7 +373,7 @@ impl State {
         if self.synced >= last || is_left_out(Step::DoubtEpochs) {
             return;
         }
-        self.doubtful.push((self.synced + 1, last));
+        self.doubtful.push((self.synced.saturating_add(1), last));
         self.synced = last;
         if self.doubtful.len() > DOUBTFUL_RANGES_MAX {
             // Doubting more than necessary costs a rehash and nothing else.

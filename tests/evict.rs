@@ -2,12 +2,13 @@
 
 mod common;
 
-use common::{Lab, noise, task};
+use common::{Lab, Small, noise, task};
 use larder::{
     Cache, CacheEntry, CacheOptions, CacheOutput, Cancel, EvictOptions, Evicted, EvictedEarly,
     Limit, Limits, LinkMode, Repair, RestoreOptions,
 };
 use std::fs;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
@@ -383,7 +384,7 @@ fn a_clock_that_was_set_back_breaks_nothing() {
 
 #[test]
 fn a_full_disk_evicts_once_and_goes_on() {
-    let Some(small) = common::Small::mount("size=6m,nr_inodes=900") else {
+    let Some(small) = Small::mount("size=6m,nr_inodes=900") else {
         return;
     };
     let path = small.path().join("store");
@@ -423,7 +424,7 @@ fn a_full_disk_evicts_once_and_goes_on() {
 /// Whatever runs out first, room or inodes, with a limit and without one.
 #[test]
 fn a_small_ext4_goes_on_and_keeps_its_limits() {
-    let Some(small) = common::Small::mount_ext4(64 << 20, 1_300) else {
+    let Some(small) = Small::mount_ext4(64 << 20, 1_300) else {
         return;
     };
     let store_path = small.path().join("store");
@@ -581,4 +582,39 @@ fn a_tally_is_not_made_while_somebody_removes_blobs() {
         assert_eq!(counting.join().expect("no panic").entries, 1);
     });
     assert!(!fs::read(&tally).expect("a tally again").is_empty());
+}
+
+/// btrfs writes elsewhere what is written over, so at a quota nothing can be: the sweeper could not say
+/// in `marking` that it had begun, and nothing could be evicted just where it was needed.
+#[test]
+fn an_eviction_frees_room_where_nothing_can_even_be_written_over() {
+    let Some(small) = Small::mount_btrfs_with_quota("12M") else { return };
+    let limited = small.path().join("limited");
+    let path = limited.join("store");
+    let sync = || rustix::fs::syncfs(fs::File::open(&limited).expect("a folder")).expect("synced");
+    {
+        let cache = Cache::open(&path, unlimited()).expect("opens");
+        for number in 0..40 {
+            store(&cache, &number.to_string(), number, 1000);
+        }
+    }
+    let cache = Cache::open(&path, unlimited()).expect("opens");
+    sync();
+    let ballast = fs::File::create(limited.join("ballast")).expect("made");
+    let mut size_bytes = 1 << 20;
+    let mut end_bytes = 0;
+    while size_bytes > 0 {
+        let written = ballast.write_all_at(&noise(end_bytes, size_bytes), end_bytes);
+        match written.and_then(|()| ballast.sync_all()) {
+            Ok(()) => end_bytes += size_bytes as u64,
+            Err(_) => size_bytes /= 2,
+        }
+    }
+    let evicted = evict(&cache, at_most(1 << 20));
+    assert!(evicted.entries > 20, "{evicted:?}");
+    sync();
+    fs::write(limited.join("new"), vec![1; 1 << 20]).expect("there is room");
+    store(&cache, "new", 99, 1000);
+    assert!(is_there(&cache, "new"));
+    assert_clean(&cache);
 }

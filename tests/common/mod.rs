@@ -249,6 +249,33 @@ impl Small {
         Small::mount_device("ext4", "loop", image.path())
     }
 
+    /// A btrfs whose folder `limited` may hold so much.
+    pub(crate) fn mount_btrfs_with_quota(limit: &str) -> Option<Small> {
+        if !is_root() {
+            skip("mounting a small filesystem needs root");
+            return None;
+        }
+        let image = tempfile::NamedTempFile::new().expect("a temporary file");
+        image.as_file().set_len(160 << 20).expect("a sparse file");
+        let made = Command::new("mkfs.btrfs").arg("-q").arg(image.path()).status();
+        if !made.is_ok_and(|status| status.success()) {
+            skip("there is no mkfs.btrfs");
+            return None;
+        }
+        let small = Small::mount_device("btrfs", "loop", image.path())?;
+        let limited = small.path().join("limited");
+        let steps: [(&[&str], &Path); 3] = [
+            (&["quota", "enable"], small.path()),
+            (&["subvolume", "create"], &limited),
+            (&["qgroup", "limit", limit], &limited),
+        ];
+        for (words, path) in steps {
+            let done = Command::new("btrfs").args(words).arg(path).output().expect("btrfs runs");
+            assert!(done.status.success(), "{words:?}: {done:?}");
+        }
+        Some(small)
+    }
+
     fn mount_device(kind: &str, options: &str, device: &Path) -> Option<Small> {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let mut mount = Command::new("mount");
