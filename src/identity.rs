@@ -462,14 +462,34 @@ pub(crate) fn is_store(root: &Dir) -> bool {
 }
 
 /// Whether a directory is a store, or holds one, however deep; never through a symlink. One listing for
-/// each directory; what may not be listed holds none that we could keep.
+/// each directory; what may not be listed by its owner holds none. Where it cannot be seen (too deep,
+/// no descriptors), there may be one.
 pub(crate) fn holds_store(dir: &Dir) -> bool {
-    let Ok(entries) = dir.entries() else { return false };
-    if entries.iter().any(|(name, _)| name == layout::FORMAT) && is_store(dir) {
-        return true;
+    /// Nothing deeper is removed either.
+    const DEPTH_MAX: usize = 2_100;
+    fn looks(dir: &Dir, depth: usize) -> io::Result<bool> {
+        if depth > DEPTH_MAX {
+            return Ok(true);
+        }
+        let entries = dir.entries()?;
+        if entries.iter().any(|(name, _)| name == layout::FORMAT) && is_store(dir) {
+            return Ok(true);
+        }
+        for (name, _) in entries.iter().filter(|(_, kind)| *kind == FileKind::Directory) {
+            match dir.open_child(name).and_then(|child| looks(&child, depth + 1)) {
+                Ok(false) => {}
+                Ok(true) => return Ok(true),
+                Err(error) if disk::is_absent(&error) => {}
+                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(false)
     }
-    let mut folders = entries.iter().filter(|(_, kind)| *kind == FileKind::Directory);
-    folders.any(|(name, _)| dir.open_child(name).is_ok_and(|child| holds_store(&child)))
+    match looks(dir, 0) {
+        Ok(found) => found,
+        Err(error) => error.kind() != io::ErrorKind::PermissionDenied,
+    }
 }
 
 fn open_format(root: &Dir, path: &Path) -> Result<Witness> {

@@ -9,13 +9,20 @@ use std::path::Path;
 use std::process::Command;
 
 const STORE: &str = "LARDER_SYNCS_STORE";
+const REMOVES: &str = "LARDER_SYNCS_REMOVES";
 
-/// What the process of its own does: says `stored`, or what went wrong.
+/// What the process of its own does: stores, or removes, and says that, or what went wrong.
 #[test]
 fn a_process_that_stores() {
     let Some(store) = std::env::var_os(STORE) else { return };
     let options = CacheOptions::default().with_durability(Durability::Durable);
     let cache = Cache::open(Path::new(&store), options).expect("the store opens");
+    if std::env::var_os(REMOVES).is_some() {
+        return match cache.remove(&task("k")) {
+            Ok(is_removed) => println!("told: removed {is_removed}"),
+            Err(error) => println!("told: {error}"),
+        };
+    }
     let mut entry = CacheEntry::new(0, 1);
     for number in 0..3 {
         entry.outputs.push(CacheOutput::bytes(format!("out/{number}"), noise(number, 500)));
@@ -29,7 +36,14 @@ fn a_process_that_stores() {
 /// A store in a process of its own in which strace does as `inject` says; `None` if there is no strace
 /// that may do so.
 fn store_with(store: &Path, inject: &[&str]) -> Option<Told> {
+    run_with(store, inject, false)
+}
+
+fn run_with(store: &Path, inject: &[&str], removes: bool) -> Option<Told> {
     let mut command = Command::new("strace");
+    if removes {
+        command.env(REMOVES, "1");
+    }
     command.arg("-f").args(inject).arg(std::env::current_exe().expect("a path"));
     command.args(["--exact", "a_process_that_stores", "--nocapture"]).env(STORE, store);
     let output = command.output().ok()?;
@@ -90,4 +104,24 @@ fn a_store_that_cannot_open_a_folder_leaves_the_older_entry() {
         let is_there = lab.cache.lookup(&task("k")).expect("readable").is_some();
         assert!(is_there, "the old entry is gone after open {nth}: {}", told.text);
     }
+}
+
+/// An eviction of another process had removed an entry, and not synced that. A durable removal of the
+/// same entry found nothing, said so, and synced nothing: after a power cut the entry was back. Found by
+/// shutting filesystems down under load.
+#[test]
+fn a_removal_of_what_is_gone_already_is_durable_too() {
+    let lab = Lab::new();
+    lab.cache.store(&task("k"), &CacheEntry::new(0, 1), &Cancel::new()).expect("stored");
+    let hex = task("k").to_string();
+    let folder = lab.store_path().join("manifests").join(&hex[..2]);
+    std::fs::remove_file(folder.join(&hex[2..])).expect("removed");
+    let folder = folder.to_str().expect("a plain path");
+    let inject = ["-P", folder, "-e", "trace=fsync", "-e", "inject=fsync:error=EIO"];
+    let Some(told) = run_with(&lab.store_path(), &inject, true) else {
+        return eprintln!("SKIPPED: there is no strace that may trace");
+    };
+    assert!(told.is_hit && told.text.contains("told: failed to sync"), "{}", told.text);
+    let Some(told) = run_with(&lab.store_path(), &["-e", "trace=fsync"], true) else { return };
+    assert!(told.text.contains("told: removed false"), "{}", told.text);
 }

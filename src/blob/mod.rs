@@ -186,6 +186,11 @@ impl BlobStore {
         Ok(())
     }
 
+    /// The folder of what was found damaged.
+    pub(crate) fn quarantined(&self) -> &Dir {
+        &self.quarantine
+    }
+
     fn quarantined_path(&self, name: &OsStr) -> PathBuf {
         self.path.join(layout::QUARANTINE).join(name)
     }

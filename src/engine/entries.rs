@@ -9,7 +9,7 @@ use super::tally::Totals;
 use super::uses::LastUse;
 use crate::blob::Staged;
 use crate::cancel::Cancel;
-use crate::disk::{self, Dir, FileStat, LockMode, Stamp, layout, layout::Shard};
+use crate::disk::{self, Dir, FileStat, LockMode, Placed, Stamp, layout, layout::Shard};
 use crate::error::{Context, Error, Result};
 use crate::index::{Change, Row};
 use crate::key::TaskDigest;
@@ -118,10 +118,13 @@ impl Cache {
     /// If the manifest cannot be removed; [`Error::StoreRefused`] in a store that may only be read.
     pub fn remove(&self, task: &TaskDigest) -> Result<bool> {
         self.check_may_write()?;
-        let Some(stat) = self.stat_manifest(task)? else { return Ok(false) };
-        if !self.unlink_manifest(task)? {
+        let stat = self.stat_manifest(task)?;
+        let is_removed = stat.is_some() && self.unlink_manifest(task)?;
+        let Some(stat) = stat.filter(|_| is_removed) else {
+            // Whoever removed it, an eviction for instance, may not have synced that.
+            self.sync_names(task)?;
             return Ok(false);
-        }
+        };
         let gone = totals_of(&stat);
         self.inner.tally.change(|reading| reading.subtract(&gone));
         self.follow_removal(task)?;
@@ -135,14 +138,26 @@ impl Cache {
     }
 
     fn follow_removal(&self, task: &TaskDigest) -> Result<()> {
-        if self.inner.options.durability == Durability::Durable {
-            let shard = Shard::of_manifest(task.as_bytes());
-            let path = || self.manifest_path(task);
-            let folder = self.inner.manifests.open_child(shard.folder());
-            folder.and_then(|folder| sync_folder(&folder)).context("sync the folder of", path)?;
-        }
+        self.sync_names(task)?;
         self.inner.index.note(Change::Remove(*task));
         Ok(())
+    }
+
+    /// In a durable store: syncs the folder of a task's manifest, if there is one.
+    fn sync_names(&self, task: &TaskDigest) -> Result<()> {
+        if self.inner.options.durability == Durability::Relaxed {
+            return Ok(());
+        }
+        let shard = Shard::of_manifest(task.as_bytes());
+        match self
+            .inner
+            .manifests
+            .open_child(shard.folder())
+            .and_then(|folder| sync_folder(&folder))
+        {
+            Err(error) if disk::is_absent(&error) => Ok(()),
+            synced => synced.context("sync the folder of", || self.manifest_path(task)),
+        }
     }
 
     /// Signs and stages the manifest of an entry, on disk if the store is durable.
@@ -176,7 +191,10 @@ impl Cache {
         })();
         let stat = stat.context("stage", path)?;
         let shard = Shard::of_manifest(task.as_bytes());
-        let make_folder = || self.inner.manifests.make_child(shard.folder(), 0o700);
+        let make_folder = || {
+            self.inner.blobs.make_folder(&self.inner.manifests, shard.folder())?;
+            self.inner.manifests.open_child(shard.folder())
+        };
         let folder =
             is_durable.then(make_folder).transpose().context("open the folder of", path)?;
         Ok(StagedManifest { staged, stat, folder })
@@ -301,7 +319,21 @@ impl Cache {
                 let label = format!("manifest-{}", &task.to_string()[..12]);
                 let manifests = &self.inner.manifests;
                 let aside = self.inner.blobs.set_aside(manifests, shard.name(), &label);
-                aside.context("quarantine", path).map(|_| None)
+                let Some(kept) = aside.context("quarantine", path)? else { return Ok(None) };
+                // Somebody may have stored another one in between.
+                match load(self.inner.blobs.quarantined(), &kept, task) {
+                    Ok(Ok(found)) => {
+                        let back = self.inner.blobs.quarantined().rename_new(
+                            &kept,
+                            manifests,
+                            shard.name(),
+                        );
+                        // If the name is taken again, what stands there is newer still.
+                        let placed = back.context("bring back", path)?;
+                        Ok((placed == Placed::Here).then_some(found))
+                    }
+                    _ => Ok(None),
+                }
             }
         }
     }

@@ -12,7 +12,7 @@ use crate::blob::{Batch, Proof, Source};
 use crate::cancel::Cancel;
 use crate::digest::Digest;
 use crate::disk::{self, Dir, Timestamp};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::ledger::Ledger;
 use crate::manifest::{Manifest, NodeKind, blob_mode};
 use crate::options::VerifyLevel;
@@ -89,7 +89,7 @@ impl Cache {
                 paths.flat_map(|path| workspaces.iter().map(move |dir| (path, dir)))
             {
                 cancel.check()?;
-                if ingest(&batch, &wanted, workspace, path, &mut buffer, cancel) {
+                if ingest(&batch, &wanted, workspace, path, &mut buffer, cancel)? {
                     back.insert(name);
                     break;
                 }
@@ -102,7 +102,7 @@ impl Cache {
 }
 
 /// Whether the file at `path` has the bytes that are wanted, and they are a blob now. Anything that is
-/// wrong with it is a no.
+/// wrong with it is a no; a cancellation and a full disk are not.
 fn ingest(
     batch: &Batch<'_>,
     wanted: &Wanted,
@@ -110,19 +110,22 @@ fn ingest(
     path: &Path,
     buffer: &mut Vec<u8>,
     cancel: &Cancel,
-) -> bool {
+) -> Result<bool> {
     let go_on = || !cancel.is_cancelled();
-    let Ok((file, stat)) = workspace.open_regular_beneath(path) else { return false };
+    let Ok((file, stat)) = workspace.open_regular_beneath(path) else { return Ok(false) };
     if stat.size_bytes != wanted.size_bytes {
-        return false;
+        return Ok(false);
     }
     // First as it lies there: other bytes should not become a blob that nobody needs.
     let found = disk::hash_contents(&file, stat.size_bytes, &mut Vec::new(), &go_on);
+    cancel.check()?;
     if !found.is_ok_and(|found| found == wanted.digest) {
-        return false;
+        return Ok(false);
     }
     let source = Source::File { file: &file, stat: &stat, path, is_likely_known: false };
     let modified = wanted.modified.or(Some(stat.modified));
-    let ingested = batch.add(&source, wanted.mode, modified, buffer, &go_on);
-    ingested.is_ok_and(|ingested| ingested.digest == wanted.digest)
+    match batch.add(&source, wanted.mode, modified, buffer, &go_on) {
+        Err(error @ (Error::Cancelled | Error::Full { .. })) => Err(error),
+        ingested => Ok(ingested.is_ok_and(|ingested| ingested.digest == wanted.digest)),
+    }
 }

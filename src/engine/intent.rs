@@ -59,11 +59,15 @@ struct Body {
     staging: Vec<PathBuf>,
 }
 
+/// Stands for an inode number where too many names change to tell each.
+const ALL_BELOW: u64 = u64::MAX;
+
 /// A root that is changed, or a name that a pattern matches.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Place {
     path: PathBuf,
-    /// The inode number of a directory; 0 for what may be another inode when it is done.
+    /// The inode number of a directory; 0 for what may be another inode when it is done, and
+    /// [`ALL_BELOW`] for whatever a pattern matches there.
     inode: u64,
 }
 
@@ -119,7 +123,7 @@ impl Cache {
         } else {
             let others = roots.iter().filter(|root| root.kind != RootKind::Directory);
             places.extend(
-                others.map(|root| Place { path: workspace.join(place_of(root)), inode: 0 }),
+                others.map(|root| Place { path: workspace.join(place_of(root)), inode: ALL_BELOW }),
             );
         }
         if places.is_empty() {
@@ -168,8 +172,10 @@ impl Cache {
             if !body.roots.is_empty() {
                 // Best effort: on a full disk the whole of it stands on.
                 let Ok(rest) = self.write_intent(&body) else { continue };
-                if noticed.is_some() {
-                    rest.cut_short();
+                if let Some(noticed) = noticed {
+                    rest.mark_noticed();
+                    // Since when it is known has not changed.
+                    let _ = disk::set_modified(&rest.file, noticed);
                 }
             }
             intent.done().context("remove", || self.intents_path())?;
@@ -250,19 +256,26 @@ impl Cache {
         let mut listing = Listing::default();
         folder.list(&mut listing).context("list", || self.intents_path())?;
         for (name, _) in listing.iter() {
-            // In a store that we may only read they stay for others.
-            let Ok((file, stat)) = folder.open_for_update(name) else { continue };
-            let locked =
-                file.try_clone().and_then(|again| Lock::try_acquire(again, LockMode::Exclusive));
-            let Ok(Some(lock)) = locked else { continue };
             let again = || self.intents_path().join(name);
+            let file = match folder.open_for_update(name) {
+                Ok((file, _)) => file,
+                // In a store that we may only read they stay for others.
+                Err(error) if disk::is_absent(&error) || disk::is_read_only(&error) => continue,
+                Err(error) => return Err(error).context("open", again),
+            };
+            // Shared, so that only one that lives is passed over, and none at which others look, too.
+            let locked =
+                file.try_clone().and_then(|again| Lock::try_acquire(again, LockMode::Shared));
+            let Some(lock) = locked.context("lock", again)? else { continue };
+            // It may have been written until the lock was free.
+            let stat = disk::stat_file(&file).context("look at", again)?;
             // Removed before it was locked.
             if !is_still(&folder, name, &stat).context("look at", again)? {
                 continue;
             }
             let folder = folder.open_child(".".as_ref()).context("open", || self.intents_path())?;
             let intent = Intent { folder, name: name.to_owned(), file, _lock: lock };
-            match self.read_intent(&intent.file, &stat) {
+            match self.read_intent(&intent.file, &stat).context("read", again)? {
                 Some((body, noticed)) if is_wanted(&body) => {
                     dead.push(Leftover { intent, body, noticed });
                 }
@@ -296,12 +309,19 @@ impl Cache {
         }
     }
 
-    fn read_intent(&self, file: &File, stat: &FileStat) -> Option<(Body, Option<Timestamp>)> {
-        if stat.size_bytes > INTENT_BYTES_MAX {
-            return None;
-        }
+    fn read_intent(
+        &self,
+        file: &File,
+        stat: &FileStat,
+    ) -> io::Result<Option<(Body, Option<Timestamp>)>> {
         let mut bytes = Vec::new();
-        disk::read_exactly(file, stat.size_bytes as usize, &mut bytes).ok()?;
+        if stat.size_bytes <= INTENT_BYTES_MAX {
+            disk::read_exactly(file, stat.size_bytes as usize, &mut bytes)?;
+        }
+        Ok(self.parse(&bytes, stat))
+    }
+
+    fn parse(&self, bytes: &[u8], stat: &FileStat) -> Option<(Body, Option<Timestamp>)> {
         let (header, rest) = bytes.split_at_checked(HEADER_BYTES)?;
         if header[..8] != *MAGIC || header[8..40] != self.checksum(rest) {
             return None;
@@ -378,11 +398,23 @@ impl Leftover {
             // The change time of a link to a blob changes whenever another link comes or goes. That of a
             // directory tells that names came or went; a directory may have several links, too.
             let is_file = stat.kind == FileKind::Regular;
-            let changed = if is_file && stat.links > 1 { stat.modified } else { stat.changed };
+            // One that nobody may write to may have been such a link until its blob was evicted.
+            let may_be_linked = is_file && (stat.links > 1 || stat.mode & 0o222 == 0);
+            let changed = if may_be_linked { stat.modified } else { stat.changed };
             changed > noticed
         };
         let paths = entry.outputs.iter().map(|output| &*output.path);
-        paths.into_iter().any(|path| concerns(path) && has_changed(path))
+        if paths.into_iter().any(|path| concerns(path) && has_changed(path)) {
+            return true;
+        }
+        // Of names that come and go one by one, the directory above tells, too.
+        let names = self.body.roots.iter().filter(|place| place.inode == 0);
+        let mut parents =
+            names.filter_map(|place| place.path.strip_prefix(workspace).ok()?.parent());
+        parents.any(|parent| {
+            let found = dir.open_beneath(parent).and_then(|parent| parent.stat_self());
+            found.is_ok_and(|stat| stat.changed > noticed)
+        })
     }
 }
 
@@ -400,9 +432,10 @@ impl Body {
             };
             let found = Dir::open(parent, Capabilities::all()).and_then(|dir| dir.stat(name));
             match found {
-                Ok(Some(stat)) => place.inode == 0 || place.inode == stat.inode,
-                Ok(None) => false,
-                Err(error) => error.kind() != io::ErrorKind::NotFound,
+                // It may be on its way: taken away, or not there yet.
+                Ok(_) if matches!(place.inode, 0 | ALL_BELOW) => true,
+                Ok(stat) => stat.is_some_and(|stat| stat.inode == place.inode),
+                Err(error) => !disk::is_absent(&error),
             }
         })
     }
@@ -444,6 +477,7 @@ impl Place {
         let Ok(path) = self.path.strip_prefix(workspace) else { return false };
         match root.kind {
             RootKind::Directory | RootKind::File => path.starts_with(root.path.as_path()),
+            RootKind::Glob if self.inode == ALL_BELOW => path.starts_with(place_of(root)),
             RootKind::Glob => match (compile_glob(&root.path), OutputPath::parse(path)) {
                 (Ok(glob), Ok(path)) => covers(&glob, &path),
                 _ => false,

@@ -11,6 +11,7 @@ use crate::cancel::Cancel;
 use crate::disk::Timestamp;
 use crate::error::Result;
 use crate::manifest::Manifest;
+use crate::options::Durability;
 use crate::signature::{KeyId, WriterName};
 
 /// Which entries are to go. Those that fit everything that is given; none if neither writer nor signer
@@ -117,6 +118,11 @@ impl Cache {
             }
             Ok(())
         })?;
+        if !purge.is_dry_run && self.inner.options.durability == Durability::Durable {
+            // Also what somebody else has removed of it, and not synced.
+            let identity = &self.inner.identity;
+            identity.sync_until(identity.epoch_after_writes())?;
+        }
         Ok(purged)
     }
 }

@@ -401,15 +401,18 @@ impl Index {
             rows.leak();
         }
         self.was_set_aside.store(true, Ordering::Relaxed);
-        let Ok(quarantine) = self.root.open_child(layout::QUARANTINE.as_ref()) else {
-            return;
-        };
-        let Ok(random) = disk::random_name() else {
+        let (Ok(quarantine), Ok(random)) =
+            (self.root.open_child(layout::QUARANTINE.as_ref()), disk::random_name())
+        else {
+            *state = State::Absent;
             return;
         };
         let kept = format!("{}-index-{random}", disk::now().seconds);
-        // Best effort: if it cannot be moved, the next open meets it again and finds it damaged.
-        let _ = self.root.rename(layout::INDEX.as_ref(), &quarantine, kept.as_ref());
+        let moved = self.root.rename(layout::INDEX.as_ref(), &quarantine, kept.as_ref());
+        if moved.is_err_and(|error| !disk::is_absent(&error)) {
+            // Whoever opened it again would meet the damage again.
+            *state = State::Absent;
+        }
     }
 
     /// Closes the database, which writes to its file; a damaged one may panic even then. Only a file

@@ -88,7 +88,8 @@ impl Recent {
 impl Drop for Recent {
     /// Here, and not wherever the thread may be that would end it later.
     fn drop(&mut self) {
-        self.forget();
+        // A panic must not meet another one, in the close of the database.
+        let _ = catch_unwind(AssertUnwindSafe(|| self.forget()));
     }
 }
 

@@ -11,6 +11,7 @@ use super::{Change, tables};
 use crate::disk::Stamp;
 use crate::key::TaskDigest;
 use redb::{Builder, ConcurrencyMode, Database, ReadableDatabase, ReadableTable};
+use std::mem::ManuallyDrop;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 /// Why redb did not do what it was asked to.
@@ -39,16 +40,11 @@ impl Rows {
     ) -> Result<Rows, Failure> {
         contain(|| {
             let database = open(builder(cache_bytes).set_check_integrity_on_open(!is_believed))?;
-            let rows = Rows { recent: Recent::default(), database };
+            // Left as it is unless it is found good, also if redb panics.
+            let rows = ManuallyDrop::new(Rows { recent: Recent::default(), database });
             // A file of another make opens, but has no such table.
-            let opened = rows.database.begin_read()?.open_table(tables::TASKS);
-            match opened {
-                Ok(_) => Ok(rows),
-                Err(error) => {
-                    rows.leak();
-                    Err(error.into())
-                }
-            }
+            rows.database.begin_read()?.open_table(tables::TASKS)?;
+            Ok(ManuallyDrop::into_inner(rows))
         })
     }
 

@@ -13,7 +13,7 @@ use crate::disk::{self, Dir, Placed};
 use crate::engine::intent::Changes;
 use crate::error::{Context, Result};
 use crate::ledger::Seen;
-use crate::manifest::{Node, NodeKind, OutputPath};
+use crate::manifest::{Node, NodeKind, OutputPath, Root, RootKind};
 use crate::parallel;
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
@@ -65,7 +65,7 @@ impl<'m> Stage<'m> {
 
     /// What [`Stage::apply`] will change of what is there. What was absent appears whole, and needs no
     /// mention. From here on each private directory that will be needed is there.
-    pub(super) fn changes(&self) -> Result<Changes<'_>> {
+    pub(super) fn changes(&self, roots: &[Root]) -> Result<Changes<'_>> {
         let mut changes = Changes::default();
         for merge in &self.plan.merges {
             let findings = &merge.findings;
@@ -75,8 +75,20 @@ impl<'m> Stage<'m> {
             let nodes = findings.files.iter().chain(&findings.times).map(|file| file.node);
             let nodes = nodes.chain(findings.symlinks.iter().copied());
             let nodes = nodes.chain(findings.modes.iter().map(|(node, _)| *node));
-            let names: Vec<_> = nodes.map(|node| &node.path).chain(&findings.remove).collect();
+            let mut names: Vec<_> = nodes.map(|node| &node.path).chain(&findings.remove).collect();
             let is_root = !merge.base_path.as_os_str().is_empty();
+            if !is_root {
+                // What a pattern matches comes tree by tree; a root that is missing is noticed anyway.
+                let is_matched = |path: &&OutputPath| {
+                    !roots
+                        .iter()
+                        .any(|root| root.kind == RootKind::Directory && root.path == **path)
+                };
+                let trees: Vec<_> = merge.trees.iter().map(Tree::root).filter(is_matched).collect();
+                if names.len() + trees.len() > 1 {
+                    names.extend(trees);
+                }
+            }
             if names.is_empty() && (!is_root || merge.trees.is_empty()) {
                 continue;
             }

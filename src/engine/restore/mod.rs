@@ -146,10 +146,12 @@ impl Cache {
             .and_then(|plan| Stage::make(plan, &materializer));
         let restored = staged.and_then(|stage| {
             cancel.check()?;
-            let intent = self.intend(task, &canonical, &manifest.roots, stage.changes()?)?;
+            let intent =
+                self.intend(task, &canonical, &manifest.roots, stage.changes(&manifest.roots)?)?;
             let applied = stage.apply();
             match (intent, applied.is_ok()) {
-                (Some(intent), true) => intent.done().context("remove", || &self.inner.path)?,
+                // Best effort: everything is in place, and the next restore says so once more.
+                (Some(intent), true) => drop(intent.done()),
                 (Some(intent), false) => intent.cut_short(),
                 (None, _) => {}
             }
@@ -157,7 +159,8 @@ impl Cache {
         });
         match restored {
             Ok(mut done) => {
-                self.settle(leftovers, &canonical, &manifest.roots)?;
+                // Best effort, likewise.
+                let _ = self.settle(leftovers, &canonical, &manifest.roots);
                 // The nodes lie in one list, in the order of their paths; and each thread went through
                 // it in that order, so this merges a few runs.
                 done.seen.sort_by_key(|(node, _)| std::ptr::from_ref(*node));
@@ -172,11 +175,11 @@ impl Cache {
                 Ok(Attempt::Done(Box::new(counters.restored(manifest, stat.stamp()))))
             }
             Err(error @ Error::Damaged { .. }) => {
-                // Under the lease, so no other restore changes the workspace. What goes wrong here is
-                // less than what is told then.
+                // Under the lease, so no other restore changes the workspace. The entry goes only if
+                // it was seen that nothing heals it.
                 if may_heal
                     && self.is_manifest(task, stat.stamp())?
-                    && self.heal_from_workspace(&manifest, &dir, &ledger, cancel).unwrap_or(false)
+                    && self.heal_from_workspace(&manifest, &dir, &ledger, cancel)?
                 {
                     return Ok(Attempt::Healed);
                 }
