@@ -402,3 +402,22 @@ fn a_restore_that_failed_on_its_way_is_noticed() {
     lab.restore("new", &lab.workspace(), options()).expect("restored");
     try_store(&lab, "whole", OUTPUTS).expect("stored");
 }
+
+/// Whoever looked at an intent had it locked, and others took it for that of a restore that lives: two
+/// stores at once, and the second one stored the mixture.
+#[test]
+fn an_intent_at_which_another_looks_is_still_noticed() {
+    if !has_strace() {
+        return;
+    }
+    let lab = killed_in_the_middle();
+    let folder = lab.store_path().join("leases/intents");
+    let mut looks = Vec::new();
+    for entry in fs::read_dir(folder).expect("the folder") {
+        let file = fs::File::open(entry.expect("an entry").path()).expect("an intent");
+        rustix::fs::flock(&file, rustix::fs::FlockOperation::LockShared).expect("locked");
+        looks.push(file);
+    }
+    let stored = try_store(&lab, "new", &["out"]);
+    assert!(matches!(stored, Err(Error::HalfRestored { .. })), "{stored:?}");
+}
