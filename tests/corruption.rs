@@ -651,3 +651,18 @@ fn places_that_are_no_store_of_ours_are_refused_untouched() {
     larder::destroy(&path).expect("destroyed");
     assert!(!path.exists());
 }
+
+/// Restores make empty files without their blob, so one that was no file any more was first met by a
+/// scrub, and ended it with an error.
+#[test]
+fn a_blob_of_no_bytes_that_is_no_file_is_damage_to_a_scrub() {
+    let lab = Lab::new();
+    write(&lab.workspace().join("out/empty"), b"");
+    lab.store("k", &["out"]);
+    let blob = lab.blobs().remove(0);
+    fs::remove_file(&blob).expect("removed");
+    std::os::unix::fs::symlink("/etc/passwd", &blob).expect("linked");
+    assert_eq!(scrub(&lab.cache, Repair::No).damaged_blobs.len(), 1);
+    scrub(&lab.cache, Repair::Yes);
+    assert!(scrub(&lab.cache, Repair::No).is_clean());
+}

@@ -450,3 +450,21 @@ fn a_cancelled_restore_leaves_the_workspace_as_it_was() {
         }
     }
 }
+
+/// What began with the words of a private directory was taken for the leftover of a killed restore: an
+/// output of a task's own was removed. Found by fuzzing.
+#[test]
+fn an_output_whose_name_is_like_that_of_a_private_directory_is_an_output() {
+    let lab = Lab::new();
+    let name = ".larder-restore-x";
+    write(&lab.workspace().join(name).join("file"), b"x");
+    write(&lab.workspace().join("out/file"), b"y");
+    lab.store("k", &[name, "out"]);
+    let before = common::snapshot(&lab.workspace());
+    std::fs::write(lab.workspace().join(name).join("extra"), "z").expect("written");
+    std::fs::remove_dir_all(lab.workspace().join("out")).expect("removed");
+    let restored = lab.restore("k", &lab.workspace(), RestoreOptions::default());
+    assert!(restored.expect("restored").is_some());
+    let after = common::snapshot(&lab.workspace());
+    assert_eq!(before.keys().collect::<Vec<_>>(), after.keys().collect::<Vec<_>>());
+}

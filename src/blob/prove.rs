@@ -40,6 +40,9 @@ impl BlobStore {
         stat: &FileStat,
         keep_going: &dyn Fn() -> bool,
     ) -> Result<Rehash> {
+        if stat.kind != FileKind::Regular {
+            return Ok(Rehash::Different);
+        }
         let blob = match self.open_blob(digest, mode) {
             Ok(Some(blob)) => blob,
             Ok(None) => return Ok(Rehash::Gone),

@@ -156,7 +156,7 @@ impl Capture {
     fn matches(&mut self, dir: &Dir, at: Option<&OutputPath>, glob: &GlobMatcher) -> Result<()> {
         let here = || at.map_or(Path::new("."), OutputPath::as_path);
         for (name, kind) in dir.entries().context("list", here)? {
-            if is_leftover(&name) || name == layout::GIT_FOLDER {
+            if layout::is_private_directory(&name) || name == layout::GIT_FOLDER {
                 continue;
             }
             let path = match at {
@@ -248,7 +248,7 @@ impl Tree<'_> {
         }
         let stat = dir.stat_self().context("look at", || path)?;
         folder.output = Some(CacheOutput::directory(path.as_path()).with_mode(stat.mode & 0o777));
-        for (name, kind) in listing.iter().filter(|(name, _)| !is_leftover(name)) {
+        for (name, kind) in listing.iter().filter(|(name, _)| !layout::is_private_directory(name)) {
             folder.found.push(match kind {
                 FileKind::Directory => {
                     below.push(join(path, name)?);
@@ -312,9 +312,4 @@ fn place(path: &OutputPath, name: &OsStr) -> Result<PathBuf> {
 fn join(path: &OutputPath, name: &OsStr) -> Result<OutputPath> {
     path.join(name)
         .map_err(|error| Error::InvalidOutput { path: path.as_path().join(name), reason: error.0 })
-}
-
-/// What a killed restore left is no output.
-fn is_leftover(name: &OsStr) -> bool {
-    name.as_bytes().starts_with(layout::RESTORE_PREFIX.as_bytes())
 }

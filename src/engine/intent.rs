@@ -404,17 +404,7 @@ impl Leftover {
             changed > noticed
         };
         let paths = entry.outputs.iter().map(|output| &*output.path);
-        if paths.into_iter().any(|path| concerns(path) && has_changed(path)) {
-            return true;
-        }
-        // Of names that come and go one by one, the directory above tells, too.
-        let names = self.body.roots.iter().filter(|place| place.inode == 0);
-        let mut parents =
-            names.filter_map(|place| place.path.strip_prefix(workspace).ok()?.parent());
-        parents.any(|parent| {
-            let found = dir.open_beneath(parent).and_then(|parent| parent.stat_self());
-            found.is_ok_and(|stat| stat.changed > noticed)
-        })
+        paths.into_iter().any(|path| concerns(path) && has_changed(path))
     }
 }
 

@@ -2,7 +2,6 @@
 
 use super::materialize::{FileNode, Materializer};
 use super::report::{Counters, Method};
-use super::scratch::is_scratch;
 use super::workspace::{Workspace, holds_any_store, refuse, relative, spare_stores};
 use crate::disk::{self, Dir, FileKind, FileStat, Listing, layout};
 use crate::engine::shares::Directory;
@@ -231,7 +230,9 @@ impl<'a> Comparer<'a> {
         name: &std::ffi::OsStr,
         kind: FileKind,
     ) -> Result<()> {
-        if is_scratch(name) || (kind == FileKind::Directory && holds_any_store(dir, name)) {
+        if layout::is_private_directory(name)
+            || (kind == FileKind::Directory && holds_any_store(dir, name))
+        {
             return Ok(());
         }
         let path = folder.path.join(name).map_err(|error| refuse(&folder.path, error.0))?;

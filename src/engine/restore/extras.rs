@@ -1,6 +1,5 @@
 //! Extras: what a pattern matches in a workspace and its task had not left.
 
-use super::scratch::is_scratch;
 use super::workspace::{Workspace, holds_any_store, is_store};
 use crate::disk::{self, Dir, FileKind, layout};
 use crate::error::{Context, Result};
@@ -44,7 +43,7 @@ impl Search<'_> {
         let here = || at.map_or(Path::new("."), OutputPath::as_path);
         for (name, kind) in dir.entries().context("list", here)? {
             if name == layout::GIT_FOLDER
-                || is_scratch(&name)
+                || layout::is_private_directory(&name)
                 || (kind == FileKind::Directory && is_store(dir, &name))
             {
                 continue;

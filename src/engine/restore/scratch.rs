@@ -9,7 +9,6 @@ use crate::disk::{Claim, Dir, layout, remove_if_dead};
 use crate::error::{Context, Result};
 use std::ffi::{OsStr, OsString};
 use std::io;
-use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -93,7 +92,7 @@ impl Scratch {
 
 fn make_in(anchor: &Dir) -> io::Result<Claim> {
     for (name, _) in anchor.entries()? {
-        if is_scratch(&name) {
+        if layout::is_private_directory(&name) {
             let _ = remove_if_dead(anchor, &name);
         }
     }
@@ -107,9 +106,4 @@ impl Drop for Scratch {
             let _ = self.anchors[made.anchor].0.remove_all(&made.claim.name);
         }
     }
-}
-
-/// Whether a name is one of ours.
-pub(super) fn is_scratch(name: &OsStr) -> bool {
-    name.as_bytes().starts_with(layout::RESTORE_PREFIX.as_bytes())
 }
