@@ -29,7 +29,7 @@ const MUTATIONS: &[Mutation] = &[
     mutation("SyncFolders", "power", "ext4", 240),
     mutation("SyncFolders", "power", "xfs", 240),
     mutation("SyncManifests", "power", "ext4", 240),
-    mutation("SyncFound", "power", "ext4", 1_440),
+    mutation("SyncFound", "power", "ext4", 2_880),
     mutation("SyncFirst", "power", "ext4", 240),
     // Elsewhere a size is on disk only after the bytes.
     mutation("DoubtEpochs", "power", "ext4-writeback", 960),
@@ -37,7 +37,7 @@ const MUTATIONS: &[Mutation] = &[
     mutation("SyncBlobs", "live", "xfs", 30),
     mutation("SyncManifests", "live", "ext4", 30),
     mutation("SyncFolders", "live", "xfs", 60),
-    mutation("SyncFound", "live", "ext4", 120),
+    mutation("SyncFound", "live", "ext4", 240),
     mutation("SyncFirst", "live", "ext4", 240),
     mutation("FailWithSync", "calls", "store-few,store-many", 1_000),
     mutation("SetUnsyncedAside", "calls", "store-few", 500),
@@ -50,9 +50,9 @@ const MUTATIONS: &[Mutation] = &[
     mutation("CompareStamps", "rot", "mixed", 1_000),
     mutation("CompareDigests", "rot", "mixed", 1_000),
     mutation("CheckSeal", "rot", "mixed", 4_000),
-    mutation("StayBeneath", "swap", "direct", 1_000),
-    mutation("RefuseSymlinks", "swap", "walk", 1_000),
-    mutation("CompareSources", "sources", "mixed", 600),
+    mutation("StayBeneath", "swap", "direct", 20_000),
+    mutation("RefuseSymlinks", "swap", "walk", 20_000),
+    mutation("CompareSources", "sources", "mixed", 3_000),
 ];
 
 /// Leaves out each step; `--kind` names the one rig to do it with. One that is not missed is a
