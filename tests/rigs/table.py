@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Makes docs/reliability.md from what the rigs have printed.
 
-    tests/rigs/table.py FIGURES PAGE
+    tests/rigs/table.py FIGURES PAGE [NOTE..]
 
 Needs nothing beside Python 3. What the page says is only what the figures hold.
 """
@@ -62,7 +62,7 @@ def words(figures):
     return ", ".join(f"{name.replace('_', ' ').replace('-', ' ')} {number:,}" for name, number in shown.items())
 
 
-def page(text, version):
+def page(text, version, note):
     rigs, mutations, fuzz, torture = parse(text)
     day = datetime.now(timezone.utc).date().isoformat()
     kernel = ".".join(platform.release().split(".")[:2])
@@ -72,8 +72,8 @@ def page(text, version):
         "guarantees that these rigs try to break. A violation is anything that a guarantee rules out: wrong bytes, "
         "an acknowledged entry that is gone, a panic, a hang, a store that does not open or work any more.",
         "",
-        f"{day}, Larder {version}, {os.cpu_count()} cores, Linux {kernel}, Python {platform.python_version()} for "
-        "this page.",
+        f"{day}, Larder {version}, {os.cpu_count()} cores, Linux {kernel}.",
+        *([""] + [note] if note else []),
         "",
         "## Rigs",
         *table(
@@ -100,7 +100,7 @@ def page(text, version):
         ),
         "",
         "## Fuzzing",
-        f"{sum(count for _, count in fuzz):,} executions in all, nothing found.",
+        f"{sum(count for _, count in fuzz):,} executions in all.",
         "",
         *table(["Target", "Executions"], [[f"`{target}`", f"{count:,}"] for target, count in fuzz]),
     ]
@@ -108,10 +108,10 @@ def page(text, version):
 
 
 def main():
-    figures, target = sys.argv[1:]
+    figures, target, *note = sys.argv[1:]
     manifest = Path(__file__).resolve().parents[2] / "Cargo.toml"
     version = re.search(r'^version = "(.*)"', manifest.read_text(), re.M)[1]
-    Path(target).write_text(page(Path(figures).read_text(), version), encoding="utf-8")
+    Path(target).write_text(page(Path(figures).read_text(), version, " ".join(note)), encoding="utf-8")
 
 
 if __name__ == "__main__":
