@@ -104,7 +104,13 @@ impl Settings {
         let trust = if !global.trust.is_empty() {
             global.trust.clone()
         } else if let Some(paths) = variable("LARDER_TRUST") {
-            std::env::split_paths(&paths).filter(|path| !path.as_os_str().is_empty()).collect()
+            let paths = std::env::split_paths(&paths).filter(|path| !path.as_os_str().is_empty());
+            let paths: Vec<_> = paths.collect();
+            // Nobody means to trust everybody by naming keys.
+            if paths.is_empty() {
+                return Err(Failure::Usage("LARDER_TRUST names no key".to_owned()));
+            }
+            paths
         } else {
             file.trust.iter().map(|path| workspace.join(path)).collect()
         };
