@@ -199,9 +199,13 @@ impl<'a> Materializer<'a> {
         }
         // The name is in a directory of ours, so the link can be made first and judged by its own stat:
         // by then everything about the inode is at hand, and what was judged is what was linked.
-        if self.options.verify_level == VerifyLevel::Content && self.prove(file)?.is_none() {
-            return Ok(Made::Refused(CopyReason::Unrenewed));
-        }
+        let hashed = match self.options.verify_level {
+            VerifyLevel::Stamp => None,
+            VerifyLevel::Content => match self.prove(file)? {
+                None => return Ok(Made::Refused(CopyReason::Unrenewed)),
+                hashed => hashed,
+            },
+        };
         let linked = match self.link(file, mode, dir, name) {
             Err(error) if disk::is_link_limit(&error) => {
                 self.cache.inner.blobs.renew(&file.digest, mode)?;
@@ -226,6 +230,13 @@ impl<'a> Materializer<'a> {
         }
         let path = || &file.node.path;
         let stat = dir.stat(name).context("look at", path)?.ok_or_else(|| self.missing(file))?;
+        let is_hashed =
+            hashed.is_none_or(|hashed| (hashed.inode, hashed.device) == (stat.inode, stat.device));
+        if !is_hashed {
+            // Somebody has put a fresh inode there meanwhile.
+            dir.unlink(name).context("remove", path)?;
+            return Ok(Made::Again);
+        }
         let blobs = &self.cache.inner.blobs;
         if !blobs.is_intact(&self.view, &stat, &file.digest, mode) {
             dir.unlink(name).context("remove", path)?;
