@@ -48,7 +48,7 @@ pub(super) enum Loaded {
     Entry(Box<Manifest>, FileStat),
     /// Only a newer Larder can read it.
     Newer,
-    /// Gone, or damaged and in quarantine: nobody needs what it named.
+    /// Gone, or damaged (and, unless one only looked, in quarantine): nobody needs what it named.
     Gone,
 }
 
@@ -353,6 +353,24 @@ impl Cache {
                 Some((manifest, stat)) => Loaded::Entry(Box::new(manifest), stat),
                 None => Loaded::Gone,
             }),
+        }
+    }
+
+    /// As [`Cache::load_manifest`], but damage stays where it is.
+    pub(super) fn peek_at_manifest(
+        &self,
+        folder: &Dir,
+        name: &OsStr,
+        task: &TaskDigest,
+    ) -> Result<Loaded> {
+        match load(folder, name, task) {
+            Ok(Ok((manifest, stat))) => Ok(Loaded::Entry(Box::new(manifest), stat)),
+            Ok(Err(DecodeError::Newer)) => Ok(Loaded::Newer),
+            Ok(Err(_)) => Ok(Loaded::Gone),
+            Err(error) if disk::is_absent(&error) || self.is_no_manifest(task, &error) => {
+                Ok(Loaded::Gone)
+            }
+            Err(error) => Err(error).context("read", || self.manifest_path(task)),
         }
     }
 

@@ -92,7 +92,7 @@ pub struct Purged {
 impl Cache {
     /// Removes every entry that `purge` names, in all namespaces. Durable if the cache is. Blocking, for
     /// as long as it takes to read all manifests; looks at `cancel` for each. Damaged manifests go to
-    /// quarantine on the way.
+    /// quarantine on the way; a dry run changes nothing.
     ///
     /// # Errors
     /// If a manifest cannot be read or removed; [`crate::Error::StoreRefused`] in a store that may only
@@ -104,7 +104,11 @@ impl Cache {
         let mut purged = Purged::default();
         self.for_each_manifest(|task, folder, name, _| {
             cancel.check()?;
-            match self.load_manifest(folder, name, &task)? {
+            let loaded = match purge.is_dry_run {
+                true => self.peek_at_manifest(folder, name, &task)?,
+                false => self.load_manifest(folder, name, &task)?,
+            };
+            match loaded {
                 Loaded::Entry(manifest, stat) => {
                     purged.examined += 1;
                     if purge.fits(&manifest, stat.modified)
