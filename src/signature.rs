@@ -330,7 +330,8 @@ impl TrustedKey {
     /// followed.
     ///
     /// # Errors
-    /// [`Error::Key`] if it is none, or is secret and can be read by others than its owner.
+    /// [`Error::Key`] if it is none, is secret and can be read by others than its owner, or can be
+    /// written by everybody.
     pub fn load(path: &Path) -> Result<TrustedKey> {
         Ok(match KeyFile::load(path)? {
             KeyFile::Secret(key) => key.trusted(),
@@ -416,6 +417,10 @@ impl KeyFile {
         let file = KeyFile::parse(&bytes).map_err(|reason| refuse(path, reason))?;
         if matches!(file, KeyFile::Secret(_)) && stat.mode & 0o077 != 0 {
             return Err(refuse(path, "others than its owner have rights to it (use mode 0600)"));
+        }
+        // Who may replace what is trusted is trusted.
+        if stat.mode & 0o002 != 0 {
+            return Err(refuse(path, "everybody may write to it (use mode 0644)"));
         }
         Ok(file)
     }

@@ -237,6 +237,13 @@ fn what_a_writer_or_a_key_stored_is_purged_and_nothing_else() {
     let told = run(&bad().with_dry_run(true));
     assert_eq!((told.removed, told.examined), (2, 5));
     assert_eq!(present(&lab).len(), 5, "a dry run only says so");
+    let torn = manifest_path(&lab, &task("none"));
+    let whole = fs::read(&torn).expect("there");
+    fs::set_permissions(&torn, std::os::unix::fs::PermissionsExt::from_mode(0o600)).expect("ours");
+    fs::write(&torn, &whole[..40]).expect("written");
+    assert_eq!(run(&bad().with_dry_run(true)).examined, 4);
+    assert!(torn.exists() && lab.quarantine().is_empty(), "and it leaves damage where it is");
+    fs::write(&torn, &whole).expect("written");
 
     let both = bad().with_signer(bad_key.id()).with_since(Timestamp { seconds: 0, nanoseconds: 0 });
     assert_eq!(run(&both).removed, 1, "both must fit");
@@ -481,6 +488,8 @@ mod command {
             "echo >> ../count; touch made",
         ];
         let count = |shop: &Shop| fs::read(shop.lab.path("count")).map_or(0, |bytes| bytes.len());
+        let said =
+            |output: &std::process::Output| String::from_utf8_lossy(&output.stderr).into_owned();
         for _ in 0..2 {
             assert_eq!(shop.status(&run), Some(0));
         }
@@ -492,12 +501,48 @@ mod command {
         assert_eq!(count(&shop), 2, "run again, signed, and a hit");
         fs::set_permissions(&secret, std::os::unix::fs::PermissionsExt::from_mode(0o644))
             .expect("ours");
-        let ran = shop.run(&run);
-        assert_eq!(ran.status.code(), Some(0));
-        assert_eq!(count(&shop), 3, "a key that cannot be used: no cache, but the command");
-        assert!(String::from_utf8_lossy(&ran.stderr).contains("0600"), "{ran:?}");
-        assert_eq!(shop.status(&["check", "k"]), Some(2));
+        let hit = shop.run(&run);
+        assert_eq!(
+            (hit.status.code(), count(&shop)),
+            (Some(0), 2),
+            "to read needs no key that signs"
+        );
+        assert!(!said(&hit).contains("0600"), "and nobody is told of one: {hit:?}");
+        fs::write(shop.lab.workspace().join("out/small"), "changed").expect("written");
+        for count_expected in [3, 4] {
+            let ran = shop.run(&run);
+            assert_eq!((ran.status.code(), count(&shop)), (Some(0), count_expected));
+            assert!(said(&ran).contains("not stored") && said(&ran).contains("0600"), "{ran:?}");
+        }
+        assert_eq!(shop.status(&["check", "k"]), Some(1), "a miss, and no error");
+        assert_eq!(shop.status(&["store", "k", "-o", "out"]), Some(2), "to store does need it");
         assert_eq!(shop.status(&["stats"]), Some(0), "who looks after a store needs no key");
+        shop.variables = vec![("LARDER_TRUST", ":".to_owned())];
+        assert_eq!(shop.status(&["check", "k"]), Some(2), "a list without a key is a mistake");
+        assert_eq!(shop.status(&run), Some(2), "also of a run: it would trust everybody");
+    }
+
+    #[test]
+    fn show_prefers_what_would_be_brought_back() {
+        let shop = Shop::new();
+        let (secret, public, id) = shop.key("ours");
+        assert_eq!(shop.status(&["store", "k", "-o", "out", "--namespace", "pull"]), Some(0));
+        assert_eq!(shop.status(&["store", "k", "-o", "out", "--sign", &secret]), Some(0));
+        let show = ["show", "k", "--namespace", "pull", "--read-namespace", "default"];
+        assert_eq!(shop.json(&show)["signature"], "unsigned", "the own one goes first");
+        let shown = shop.json(&[&show[..], &["--trust", &public]].concat());
+        assert_eq!(shown["signer"], *id, "but not before one that counts");
+    }
+
+    #[test]
+    fn a_key_to_trust_that_everybody_may_write_is_refused() {
+        let shop = Shop::new();
+        let (_, public, _) = shop.key("ours");
+        for (mode, status) in [(0o666, 2), (0o664, 1), (0o644, 1)] {
+            fs::set_permissions(&public, std::os::unix::fs::PermissionsExt::from_mode(mode))
+                .expect("ours");
+            assert_eq!(shop.status(&["check", "k", "--trust", &public]), Some(status), "{mode:o}");
+        }
     }
 
     #[test]

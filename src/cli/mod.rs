@@ -123,10 +123,11 @@ fn open_cache(global: &args::Global, workspace: &Path) -> Result<(Cache, Setting
     Ok((cache, settings))
 }
 
-/// As [`open_cache`], for using its entries: with the keys that sign and that are trusted.
+/// As [`open_cache`], for bringing entries back: with the keys that are trusted. Who only reads needs
+/// no key that signs.
 fn open_entries(global: &args::Global, workspace: &Path) -> Result<(Cache, Settings), Failure> {
     let settings = Settings::load(global, workspace)?;
-    let cache = Cache::open(&settings.store, settings.entry_options()?)?;
+    let cache = Cache::open(&settings.store, settings.reading_options()?)?;
     Ok((cache, settings))
 }
 

@@ -138,9 +138,14 @@ impl Settings {
         Ok(options.with_sharing(*sharing).with_network(*network))
     }
 
-    /// As [`Settings::cache_options`], with keys and the writer's name.
-    pub(super) fn entry_options(&self) -> Result<CacheOptions, Failure> {
-        let mut options = self.cache_options()?.with_trusted(self.trusted()?);
+    /// As [`Settings::cache_options`], with the keys that are trusted: for bringing entries back.
+    pub(super) fn reading_options(&self) -> Result<CacheOptions, Failure> {
+        Ok(self.cache_options()?.with_trusted(self.trusted()?))
+    }
+
+    /// As [`Settings::reading_options`], with the key that signs and the writer's name: for storing, too.
+    pub(super) fn storing_options(&self) -> Result<CacheOptions, Failure> {
+        let mut options = self.reading_options()?;
         if let Some(path) = &self.sign {
             options = options.with_signing(SigningKey::load(path)?);
         }

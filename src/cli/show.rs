@@ -3,7 +3,7 @@
 use super::args::{Global, Key};
 use super::print::{Printer, bytes, counted, duration};
 use super::run::parts;
-use super::{Failure, Status, find, open_cache};
+use super::{Failure, Status, open_cache};
 use larder::{Manifest, NodeKind, RootKind, TaskDigest, TrustedKey};
 use serde_json::{Value, json};
 use std::fmt::Write;
@@ -15,19 +15,25 @@ pub(super) fn main(global: &Global, args: &Key, printer: &Printer) -> Result<Sta
     // Shows also what is not trusted, and says so.
     let (cache, settings) = open_cache(global, Path::new("."))?;
     let keys = settings.trusted()?;
-    let found = find(&settings, &args.key, |task| {
-        Ok(cache.manifest(task)?.map(|manifest| (*task, manifest)))
-    })?;
-    let Some((task, manifest)) = found else {
+    let mut found = Vec::new();
+    for task in settings.namespaces.to_read(&args.key)? {
+        if let Some(manifest) = cache.manifest(&task)? {
+            found.push((judge(&task, &manifest, &keys), task, manifest));
+        }
+    }
+    // The one that would be brought back, if there is such a one.
+    let trusted = found.iter().position(|(verdict, ..)| *verdict == TRUSTED).unwrap_or(0);
+    let Some((verdict, task, manifest)) = found.get(trusted) else {
         printer.miss();
         return Ok(Status::Miss);
     };
-    let parts = cache.key_parts(&task, &manifest)?;
+    let parts = cache.key_parts(task, manifest)?;
     let parts = parts.as_deref().map(parts::describe).unwrap_or_default();
-    let verdict = judge(&task, &manifest, &keys);
-    printer.result(|| text(&manifest, verdict, &parts), || object(&manifest, verdict, &parts));
+    printer.result(|| text(manifest, verdict, &parts), || object(manifest, verdict, &parts));
     Ok(Status::Done)
 }
+
+const TRUSTED: &str = "trusted";
 
 /// What is to be thought of an entry's signature.
 fn judge(task: &TaskDigest, manifest: &Manifest, keys: &[TrustedKey]) -> &'static str {
@@ -36,7 +42,7 @@ fn judge(task: &TaskDigest, manifest: &Manifest, keys: &[TrustedKey]) -> &'stati
         return "not checked";
     }
     match keys.iter().find(|key| key.id() == signature.key) {
-        Some(key) if key.has_signed(task, manifest) => "trusted",
+        Some(key) if key.has_signed(task, manifest) => TRUSTED,
         Some(_) => "does not fit",
         None => "not trusted",
     }

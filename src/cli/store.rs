@@ -2,8 +2,9 @@
 
 use super::args::{Global, Store};
 use super::print::{Printer, bytes, counted};
-use super::{Failure, Status, maintain, open_entries, progress};
-use larder::{CacheEntry, Cancel, OutputDeclaration};
+use super::settings::Settings;
+use super::{Failure, Status, maintain, progress};
+use larder::{Cache, CacheEntry, Cancel, OutputDeclaration};
 use serde_json::json;
 use std::path::Path;
 
@@ -18,7 +19,8 @@ pub(super) fn main(global: &Global, args: &Store, printer: &Printer) -> Result<S
     if let Some(path) = &args.stderr {
         entry = entry.with_stderr(read(path)?);
     }
-    let (cache, settings) = open_entries(global, &args.workspace)?;
+    let settings = Settings::load(global, &args.workspace)?;
+    let cache = Cache::open(&settings.store, settings.storing_options()?)?;
     let task = settings.namespaces.to_write(&args.key)?;
     let cancel = Cancel::new();
     let stored =

@@ -157,8 +157,12 @@ impl Plan {
 
     /// Opens the store and computes the key.
     fn prepare(&self, args: &Run) -> Result<Keyed, Trouble> {
-        let options =
-            self.settings.entry_options().map_err(|error| Trouble::Cache(chain(&error)))?;
+        // Without the key that signs there is still what others have signed.
+        let (options, unsigned) = match self.settings.storing_options() {
+            Ok(options) => (Ok(options), None),
+            Err(error) => (self.settings.reading_options(), Some(chain(&error))),
+        };
+        let options = options.map_err(|error| Trouble::Cache(chain(&error)))?;
         let cache = Cache::open(&self.settings.store, options)
             .map_err(|error| Trouble::Cache(chain(&error)))?;
         let mut parts = Parts::default();
@@ -203,7 +207,11 @@ impl Plan {
         let names = &self.settings.namespaces;
         let found = names.to_write(&key).and_then(|task| Ok((task, names.to_read(&key)?)));
         let (task, readable) = found.map_err(|error| Trouble::Cache(chain(&error)))?;
-        Ok(Keyed { cache, inputs, parts, key, task, readable })
+        let not_storing = match self.policy {
+            Policy::Readonly => Some("the policy is readonly".to_owned()),
+            _ => unsigned,
+        };
+        Ok(Keyed { cache, inputs, parts, key, task, readable, not_storing })
     }
 
     fn declared(&self) -> Declared<'_> {
@@ -239,7 +247,7 @@ impl Plan {
         let mut turn = None;
         if self.policy != Policy::Writeonly {
             let mut hit = self.try_hit(args, keyed, printer);
-            if matches!(hit, Ok(None)) && self.policy == Policy::Normal && !args.no_wait {
+            if matches!(hit, Ok(None)) && keyed.not_storing.is_none() && !args.no_wait {
                 turn = turn::take(&keyed.cache, &keyed.task, &keyed.key, args.wait.into(), printer);
                 // Somebody else may have been faster.
                 hit = self.try_hit(args, keyed, printer);
@@ -275,11 +283,11 @@ impl Plan {
                 return cannot_run(&args.command[0], &self.directory, &error, printer);
             }
         };
-        if self.policy == Policy::Readonly {
+        if let Some(reason) = &keyed.not_storing {
             printer.report(
                 &finished.logs.stderr,
-                || format!("miss {}… · not stored: the policy is readonly", &keyed.key[..6]),
-                || json!({ "result": "not stored", "key": keyed.key, "reason": "the policy is readonly" }),
+                || format!("miss {}… · not stored: {reason}", &keyed.key[..6]),
+                || json!({ "result": "not stored", "key": keyed.key, "reason": reason }),
             );
         } else {
             match self.try_store(args, keyed, &finished, watcher.cancel()) {
@@ -446,6 +454,8 @@ struct Keyed {
     task: TaskDigest,
     /// Where it may be found.
     readable: Vec<TaskDigest>,
+    /// Why its result will not be stored, if that is known already.
+    not_storing: Option<String>,
 }
 
 /// Why there is no key.
