@@ -104,9 +104,10 @@ impl Cache {
         let mut purged = Purged::default();
         self.for_each_manifest(|task, folder, name, _| {
             cancel.check()?;
-            let loaded = match purge.is_dry_run {
-                true => self.peek_at_manifest(folder, name, &task)?,
-                false => self.load_manifest(folder, name, &task)?,
+            let loaded = if purge.is_dry_run {
+                self.peek_at_manifest(folder, name, &task)?
+            } else {
+                self.load_manifest(folder, name, &task)?
             };
             match loaded {
                 Loaded::Entry(manifest, stat) => {
