@@ -2,7 +2,7 @@
 //!
 //! `larder-rigs RIG [--seed N] [--count N] [--directory DIR] [--leave-out STEP]` runs one rig until it
 //! has done so much, and ends with one line of figures ([`report`]). The exit status is 1 if a
-//! guarantee was broken, 3 if the rig cannot work here (a failure where `REQUIRE_RIGS=1`).
+//! guarantee was broken; else 3 if the rig, or a part of it, cannot work here (1 with `REQUIRE_RIGS=1`).
 //!
 //! More words are for the rigs themselves: `work` is a process that uses a store and tells what it
 //! does, `check` one that reads a store back and compares it with what was told; `scene` and `verdict`

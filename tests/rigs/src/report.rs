@@ -1,4 +1,5 @@
-//! What a rig has done and found: figures by name, violations, and the line that ends it.
+//! What a rig has done and found: figures by name, violations, what it could not do here, and the line
+//! that ends it.
 
 use std::collections::BTreeMap;
 use std::process::ExitCode;
@@ -7,23 +8,33 @@ use std::time::{Duration, Instant};
 /// So many violations are told in full.
 const TOLD_MAX: u64 = 20;
 
+/// The variable that makes a failure of a skip, if it is 1.
+pub(crate) const REQUIRE_RIGS: &str = "REQUIRE_RIGS";
+
 /// The figures of one rig.
 #[derive(Debug)]
 pub(crate) struct Report {
     began: Instant,
     figures: BTreeMap<String, u64>,
     violations: u64,
-    skipped: Option<String>,
+    skips: Vec<String>,
 }
 
 impl Report {
     pub(crate) fn new() -> Report {
-        Report { began: Instant::now(), figures: BTreeMap::new(), violations: 0, skipped: None }
+        Report { began: Instant::now(), figures: BTreeMap::new(), violations: 0, skips: Vec::new() }
     }
 
     /// The report of a rig that cannot work here.
     pub(crate) fn skipped(reason: impl Into<String>) -> Report {
-        Report { skipped: Some(reason.into()), ..Report::new() }
+        let mut report = Report::new();
+        report.skip(reason);
+        report
+    }
+
+    /// Says that a part of the rig cannot work here; what the other parts do and find counts.
+    pub(crate) fn skip(&mut self, reason: impl Into<String>) {
+        self.skips.push(reason.into());
     }
 
     pub(crate) fn add(&mut self, figure: &str, more: u64) {
@@ -66,6 +77,7 @@ impl Report {
     pub(crate) fn absorb(&mut self, other: &Report) {
         self.absorb_figures(other);
         self.violations += other.violations;
+        self.skips.extend_from_slice(&other.skips);
     }
 
     /// Takes over what another has done; its violations were told already.
@@ -90,21 +102,66 @@ impl Report {
         Some(report)
     }
 
-    /// Prints the line: `RIG name: figure=number ..., seconds=number, violations=number`.
+    /// Prints a line `SKIPPED: name: reason` for each part that was skipped, and in any case the line
+    /// `RIG name: figure=number ..., seconds=number, violations=number`.
     pub(crate) fn finish(&self, rig: &str) -> ExitCode {
-        if let Some(reason) = &self.skipped {
-            eprintln!("SKIPPED: {rig}: {reason}");
-            let is_required = std::env::var_os("REQUIRE_RIGS").is_some_and(|value| value == "1");
-            return ExitCode::from(if is_required { 1 } else { 3 });
+        for reason in &self.skips {
+            println!("SKIPPED: {rig}: {}", reason.lines().collect::<Vec<_>>().join(" "));
         }
-        let figures: Vec<String> =
-            self.figures.iter().map(|(figure, number)| format!("{figure}={number}")).collect();
-        println!(
-            "RIG {rig}: {}, seconds={}, violations={}",
-            figures.join(", "),
-            self.began.elapsed().as_secs(),
-            self.violations
-        );
-        ExitCode::from(u8::from(self.violations > 0))
+        println!("{}", self.line(rig));
+        let is_required = std::env::var_os(REQUIRE_RIGS).is_some_and(|value| value == "1");
+        ExitCode::from(self.status(is_required))
+    }
+
+    fn line(&self, rig: &str) -> String {
+        let figures = self.figures.iter().map(|(figure, number)| (figure.as_str(), *number));
+        let last = [("seconds", self.began.elapsed().as_secs()), ("violations", self.violations)];
+        let told: Vec<String> =
+            figures.chain(last).map(|(figure, number)| format!("{figure}={number}")).collect();
+        format!("RIG {rig}: {}", told.join(", "))
+    }
+
+    /// The exit status: a violation weighs more than a part that was skipped.
+    fn status(&self, is_required: bool) -> u8 {
+        match (self.violations, self.skips.is_empty()) {
+            (1.., _) => 1,
+            (0, false) if is_required => 1,
+            (0, false) => 3,
+            (0, true) => 0,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_skip_drops_no_violation_and_no_figure() {
+        let mut report = Report::new();
+        report.add("stored", 7);
+        report.violation("wrong bytes");
+        report.skip("there is no xfs");
+        assert_eq!(report.line("sources"), "RIG sources: stored=7, seconds=0, violations=1");
+        assert_eq!([true, false].map(|is_required| report.status(is_required)), [1, 1]);
+    }
+
+    #[test]
+    fn a_skip_alone_is_a_failure_only_where_rigs_are_required() {
+        let report = Report::skipped("there is no xfs");
+        assert_eq!([true, false].map(|is_required| report.status(is_required)), [1, 3]);
+        assert_eq!(Report::new().status(true), 0);
+    }
+
+    #[test]
+    fn a_line_that_was_printed_can_be_read() {
+        let mut report = Report::new();
+        report.add("stored", 7);
+        report.violation("wrong bytes");
+        for report in [report, Report::new()] {
+            let read = Report::read(&report.line("sources")).expect("a line");
+            assert_eq!(read.figures, report.figures);
+            assert_eq!(read.violations, report.violations);
+        }
     }
 }

@@ -75,7 +75,7 @@ pub(crate) fn run(options: &Options) -> Result<Report> {
     for kind in ["xfs", "btrfs"] {
         match Mounted::make(kind, IMAGE_BYTES) {
             Ok(mounted) => on(&mounted.path(), kind, options, &mut report)?,
-            Err(error) => return Ok(Report::skipped(format!("{kind} cannot be mounted: {error}"))),
+            Err(error) => report.skip(format!("{kind} cannot be mounted: {error}")),
         }
     }
     Ok(report)
