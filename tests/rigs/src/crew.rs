@@ -8,7 +8,7 @@
 use crate::options::{BOOT, Dice, LEAVE_OUT, Result};
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
 use std::thread;
 
 const KINDS: [&str; 5] = ["fresh", "replace", "evict", "repair", "mixed"];
@@ -78,12 +78,12 @@ impl Crew {
     }
 
     /// Calls `hear` for what the processes say, until all have ended; then `beside` is over, too.
-    /// Returns how many ended with an error.
+    /// Returns how each ended, in the order of the workers.
     pub(crate) fn hear(
         &mut self,
         hear: &(dyn Fn(&str) + Sync),
         beside: impl FnOnce(&mut [Child]) -> Result<()>,
-    ) -> Result<u64> {
+    ) -> Result<Vec<ExitStatus>> {
         let lines = std::mem::take(&mut self.lines);
         thread::scope(|scope| {
             for line in lines {
@@ -95,11 +95,7 @@ impl Crew {
             }
             ended
         })?;
-        let mut failed = 0;
-        for process in &mut self.processes {
-            failed += u64::from(!process.wait()?.success());
-        }
-        Ok(failed)
+        Ok(self.processes.iter_mut().map(Child::wait).collect::<Result<_, _>>()?)
     }
 }
 

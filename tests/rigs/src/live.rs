@@ -3,15 +3,23 @@
 //! FS_IOC_SHUTDOWN without a flush of the log loses the page cache and the journal's memory at once,
 //! while all calls are under way, with the concurrency of a real machine. Then it is mounted again,
 //! and the store is read back. ext4 and xfs have it, btrfs has not.
+//!
+//! Until then nothing goes wrong: an operation that fails before the cut is a violation (but for a disk
+//! that is full and a store that is busy, which are counted), and so is a process that ends with an
+//! error before it. After the cut every call may fail; what the processes make of that must still be no
+//! panic and no abort.
 
 use crate::crew::{Crew, Worker};
 use crate::devices::{self, Filesystem, Folder, Loop};
 use crate::judge::Judge;
 use crate::options::{Dice, Options, Result};
 use crate::report::Report;
+use crate::tale::is_failure;
 use rustix::ioctl::{Setter, ioctl};
 use std::fs::File;
+use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
+use std::process::ExitStatus;
 use std::sync::{Mutex, PoisonError};
 use std::thread::sleep;
 use std::time::Duration;
@@ -56,6 +64,8 @@ struct Heard {
     tale: String,
     lines: u64,
     is_cut: bool,
+    /// How the processes ended that did so before the cut.
+    ended: Vec<ExitStatus>,
 }
 
 fn cut(options: &Options, filesystem: Filesystem, number: u64, report: &mut Report) -> Result<()> {
@@ -97,19 +107,34 @@ fn cut(options: &Options, filesystem: Filesystem, number: u64, report: &mut Repo
             // Nobody is answered meanwhile, so nothing is begun that is not in the tale.
             let mut heard = lock();
             heard.is_cut = true;
+            for process in processes.iter_mut() {
+                heard.ended.extend(process.try_wait()?);
+            }
             shut_down(&at)?;
         }
         processes.iter_mut().for_each(|process| drop(process.kill()));
         Ok(())
     });
-    ended?;
+    let ended_at_last = ended?;
     drop(crew);
     mounted.unmount()?;
 
-    let mut tale = std::mem::take(&mut lock().tale);
+    let Heard { mut tale, ended: ended_before, .. } = std::mem::take(&mut *lock());
+    let scene = format!("{} seed {} cut {number}", filesystem.name(), options.seed);
+    if !ended_before.iter().all(ExitStatus::success) {
+        report.violation(&format!("{scene}: {ended_before:?} before the cut, of {workers:?}"));
+    } else if !ended_at_last.iter().all(is_honest_after_a_cut) {
+        report.violation(&format!("{scene}: {ended_at_last:?} after the cut, of {workers:?}"));
+    }
+    for line in tale.lines().filter(|line| line.starts_with("failed")) {
+        if is_failure(line) {
+            report.violation(&format!("{scene}: nothing was wrong, and {line:?}"));
+        } else {
+            report.add("full-or-busy", 1);
+        }
+    }
     report.add("acknowledged", tale.lines().filter(|line| line.starts_with("done")).count() as u64);
     tale.push_str("cut all 0 0\n");
-    let scene = format!("{} seed {} cut {number}", filesystem.name(), options.seed);
     let mounted = match filesystem.mount(&device.device, &at, false) {
         Ok(mounted) => mounted,
         Err(error) => {
@@ -128,6 +153,12 @@ fn cut(options: &Options, filesystem: Filesystem, number: u64, report: &mut Repo
     };
     judge.check(&tale, &scene, report)?;
     Ok(mounted.unmount()?)
+}
+
+/// Whether a process may end so whose filesystem was shut down, and which is killed then.
+fn is_honest_after_a_cut(status: &ExitStatus) -> bool {
+    // 2: what it was to do failed, and it said so.
+    matches!(status.code(), Some(0 | 2)) || status.signal() == Some(libc::SIGKILL)
 }
 
 fn shut_down(at: &Path) -> Result<()> {

@@ -8,6 +8,13 @@
 
 use std::collections::BTreeMap;
 
+/// Whether a line tells of an operation that failed although nothing was in its way. That a disk is full
+/// and that a store is busy are honest answers.
+pub(crate) fn is_failure(line: &str) -> bool {
+    let mut words = line.split([' ', ':']);
+    words.next() == Some("failed") && !matches!(words.nth(3), Some("Full" | "Busy"))
+}
+
 /// What may be found under a key.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Accepted {
@@ -127,6 +134,15 @@ mod tests {
         assert!(accepted(text, true).absent);
         let text = "begin store 7 1\nbegin evict 0 0\ndone evict 0 0\ndone store 7 1\n";
         assert!(accepted(text, true).absent);
+    }
+
+    #[test]
+    fn an_operation_fails_honestly_only_for_want_of_room_or_time() {
+        assert!(is_failure("failed store 7 1 Io: cannot sync x: Full: of sorrow"));
+        assert!(is_failure("failed evict 0 0"));
+        assert!(!is_failure("failed store 7 1 Full: cannot write x: no space"));
+        assert!(!is_failure("failed repair 0 0 Busy: somebody repairs: "));
+        assert!(!is_failure("done store 7 1"));
     }
 
     #[test]

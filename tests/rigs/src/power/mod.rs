@@ -9,7 +9,9 @@
 //! recovery, and a store that has seen cuts already. The first one begins with an empty filesystem, so
 //! its cuts hit the creation of the store.
 //!
-//! A filesystem whose sectors were torn may not mount any more. That is counted, and no violation.
+//! A filesystem whose sectors were torn may not mount any more. That is counted, and no violation. A
+//! process that ends with an error is one, and so is an operation that fails while its life goes on,
+//! since nothing goes wrong there; but that a small disk is full, or a store busy, is only counted.
 
 mod cut;
 mod disk;
@@ -20,12 +22,14 @@ use crate::devices::{self, Filesystem, Folder};
 use crate::judge::Judge;
 use crate::options::{Dice, Options, Result};
 use crate::report::Report;
+use crate::tale::is_failure;
 use cut::Variant;
 use disk::{Disk, Event, Patch};
 use rustix::fs::{Advice, fadvise};
 use served::ServedDisk;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
@@ -162,23 +166,38 @@ impl<'a> Round<'a> {
         let boot = format!("life {number}");
         let is_over = AtomicBool::new(false);
         let mut dice = Dice::new(self.dice.below(u64::MAX));
-        let failed = thread::scope(|scope| {
+        let ended = thread::scope(|scope| {
             scope.spawn(|| write_back(&store, &mut dice, &is_over));
             let work = |workers: &[Worker]| {
                 let leave_out = self.options.leave_out.as_deref();
                 let mut crew = Crew::start(workers, &store, &boot, leave_out)?;
                 crew.hear(&|told| self.served.disk().mark(told), |_| Ok(()))
             };
-            let failed = work(&first).and_then(|failed| Ok(failed + work(&second)?));
+            let ended = work(&first).and_then(|ended| Ok([ended, work(&second)?].concat()));
             is_over.store(true, Ordering::Relaxed);
-            failed
+            ended
         })?;
-        if failed > 0 {
-            report.violation(&format!("{failed} of {first:?} and {second:?} ended with an error"));
-        }
         mounted.unmount()?;
         let log = self.served.disk().take_log();
         self.served.disk().revert();
+        let scene = format!(
+            "{} seed {} round {} life {number}, {first:?} and {second:?}",
+            self.filesystem.name(),
+            self.options.seed,
+            self.number
+        );
+        if !ended.iter().all(ExitStatus::success) {
+            report.violation(&format!("{scene}: the processes ended with {ended:?}"));
+        }
+        for event in &log {
+            match event {
+                Event::Mark(told) if is_failure(told) => {
+                    report.violation(&format!("{scene}: nothing was wrong, and {told:?}"));
+                }
+                Event::Mark(told) if told.starts_with("failed") => report.add("full-or-busy", 1),
+                Event::Mark(_) | Event::Write(_) | Event::Flush => {}
+            }
+        }
         report.add(
             "writes",
             log.iter().filter(|event| matches!(event, Event::Write(_))).count() as u64,
