@@ -63,6 +63,9 @@ pub(crate) fn run(options: &Options) -> Result<Report> {
                     }
                     let _ = Command::new("chmod").args(["-R", "u+rwX"]).arg(&directory).status();
                     let _ = fs::remove_dir_all(&directory);
+                    if options.is_satisfied(&report) {
+                        break;
+                    }
                 }
                 report
             }
