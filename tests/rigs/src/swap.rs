@@ -2,11 +2,14 @@
 //! exchange directories and files of the workspace for symlinks to a tree outside.
 //!
 //! Nothing outside the workspace and the store may be written, removed, given another mode, or read into
-//! the store. The tree outside is compared in full: names, kinds, bytes, owners, modes, link counts,
-//! times of modification and change. Once with openat2(2), once with the walk name by name.
+//! the store. After each round the stat data of the tree outside are compared: kinds, owners, modes,
+//! sizes, link counts, times of modification and change (a directory's tell of names that come or go).
+//! After some rounds, and in the end, it is compared in full, with names and bytes. Once with
+//! openat2(2), once with the walk name by name.
 //!
 //! Each way is a process of its own, which says after some rounds that it is alive: one that says
-//! nothing for a minute hangs.
+//! nothing for a minute hangs. Operations may be refused for what is swapped; but a run of which no
+//! restore, no store, no cleaning or no hand-over succeeds has tried nothing, and is a violation.
 
 use crate::hostile::{self, Fate, Hostile};
 use crate::options::{Dice, LEAVE_OUT, Options, Result};
@@ -17,7 +20,7 @@ use larder::{
 };
 use rustix::fs::{CWD, FileType, Mode, RenameFlags, mknodat, renameat_with};
 use std::collections::BTreeMap;
-use std::fs::{self, Permissions};
+use std::fs::{self, Metadata, Permissions};
 use std::io::{BufRead, BufReader, ErrorKind};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
@@ -29,8 +32,11 @@ use std::time::Duration;
 const PREFIX: &str = "larder-intent-swap-";
 const COUNT: u64 = 1000;
 const SILENCE_MAX: Duration = Duration::from_secs(60);
-/// The victim is looked at after so many rounds.
-const LOOK_ROUNDS: u64 = 20;
+/// The victim is compared in full after so many rounds.
+const FULL_LOOK_ROUNDS: u64 = 20;
+/// In so many rounds some operation of each kind must succeed.
+const SUCCESS_ROUNDS: u64 = 1000;
+const MUST_SUCCEED: [&str; 4] = ["restores", "stores", "cleanings", "handed over"];
 
 /// So many exchanges follow each other at once.
 const BURST: usize = 30;
@@ -205,6 +211,17 @@ fn work(options: &Options, way: &str) -> Result<Report> {
         done
     })?;
     report.add("swaps", swaps.load(Ordering::Relaxed));
+    let after = snapshot(&scene.victim)?;
+    if after != before && report.violations() == 0 {
+        report.violation(&format!("in the end: {}", difference(&before, &after)));
+    }
+    if report.figure("rounds") >= SUCCESS_ROUNDS {
+        for what in MUST_SUCCEED {
+            if report.figure(what) == 0 {
+                report.violation(&format!("{what}: none succeeded, so nothing was tried"));
+            }
+        }
+    }
     if fs::read(scene.workspace.join("held/inner/FORMAT")).ok() != Some(format) {
         report.violation("another store within the workspace was written to or removed");
     }
@@ -251,8 +268,11 @@ fn rounds(
                 restore_hostile(scene, cache, hostile, &mut dice, report)?;
             }
         }
-        if round % LOOK_ROUNDS == LOOK_ROUNDS - 1 {
+        let is_full_look = round % FULL_LOOK_ROUNDS == FULL_LOOK_ROUNDS - 1;
+        if is_full_look {
             println!("round {round}");
+        }
+        if is_full_look || is_touched(before) {
             let after = snapshot(&scene.victim)?;
             if after != *before {
                 report.violation(&format!(
@@ -394,7 +414,7 @@ fn swapper(scene: &Scene, thread: usize, is_done: &AtomicBool, swaps: &AtomicU64
         let (name, target) = SWAPPED[turn % SWAPPED.len()];
         let partner = scene.aside.join((turn % SWAPPED.len()).to_string());
         let place = scene.workspace.join(name);
-        if turn % 64 == 0 {
+        if turn.is_multiple_of(64) {
             swap_private(scene, thread, swaps);
         }
         let is_link = |path: &Path| fs::symlink_metadata(path).is_ok_and(|meta| meta.is_symlink());
@@ -484,7 +504,40 @@ fn remove(path: &Path) {
     }
 }
 
-type Snapshot = BTreeMap<PathBuf, String>;
+type Snapshot = BTreeMap<PathBuf, Seen>;
+
+/// What is known of a file or a directory.
+#[derive(Debug, PartialEq, Eq)]
+struct Seen {
+    stat: Stat,
+    /// Of a file.
+    contents: Option<Digest>,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+struct Stat {
+    inode: u64,
+    mode: u32,
+    owner: (u32, u32),
+    links: u64,
+    size_bytes: u64,
+    modified: (i64, i64),
+    changed: (i64, i64),
+}
+
+impl From<&Metadata> for Stat {
+    fn from(meta: &Metadata) -> Stat {
+        Stat {
+            inode: meta.ino(),
+            mode: meta.mode(),
+            owner: (meta.uid(), meta.gid()),
+            links: meta.nlink(),
+            size_bytes: meta.size(),
+            modified: (meta.mtime(), meta.mtime_nsec()),
+            changed: (meta.ctime(), meta.ctime_nsec()),
+        }
+    }
+}
 
 /// Names that the outputs have, too, and contents that nobody else has.
 fn make_victim(victim: &Path) -> Result<()> {
@@ -506,7 +559,7 @@ fn make_victim(victim: &Path) -> Result<()> {
         fs::create_dir_all(folder.join("extra 1"))?;
     }
     fs::create_dir(victim.join("shut"))?;
-    fs::set_permissions(victim.join("shut"), Permissions::from_mode(0))?;
+    fs::set_permissions(victim.join("shut"), Permissions::from_mode(0o0))?;
     Ok(())
 }
 
@@ -518,22 +571,8 @@ fn snapshot(root: &Path) -> Result<Snapshot> {
 
 fn walk(path: &Path, found: &mut Snapshot) -> Result<()> {
     let meta = fs::symlink_metadata(path)?;
-    let contents =
-        if meta.is_file() { Digest::of(&fs::read(path)?).to_string() } else { String::new() };
-    let stat = format!(
-        "{:o} {}:{} links {} size {} modified {}.{:09} changed {}.{:09} inode {} {contents}",
-        meta.mode(),
-        meta.uid(),
-        meta.gid(),
-        meta.nlink(),
-        meta.size(),
-        meta.mtime(),
-        meta.mtime_nsec(),
-        meta.ctime(),
-        meta.ctime_nsec(),
-        meta.ino(),
-    );
-    found.insert(path.to_path_buf(), stat);
+    let contents = if meta.is_file() { Some(Digest::of(&fs::read(path)?)) } else { None };
+    found.insert(path.to_path_buf(), Seen { stat: Stat::from(&meta), contents });
     if meta.is_dir() {
         match fs::read_dir(path) {
             Ok(entries) => {
@@ -548,13 +587,23 @@ fn walk(path: &Path, found: &mut Snapshot) -> Result<()> {
     Ok(())
 }
 
+/// Whether anything that was seen is gone or looks another; without a look at names and bytes, so it
+/// is cheap.
+fn is_touched(before: &Snapshot) -> bool {
+    let is_as_before = |(path, seen): (&PathBuf, &Seen)| {
+        fs::symlink_metadata(path).is_ok_and(|meta| Stat::from(&meta) == seen.stat)
+    };
+    !before.iter().all(is_as_before)
+}
+
 fn difference(before: &Snapshot, after: &Snapshot) -> String {
     let gone = before.keys().filter(|path| !after.contains_key(*path));
     let mut lines: Vec<String> = gone.map(|path| format!("{} is gone", path.display())).collect();
-    for (path, stat) in after {
-        if before.get(path) != Some(stat) {
-            let was = before.get(path).map_or("absent", String::as_str);
-            lines.push(format!("{} was {was}, is {stat}", path.display()));
+    for (path, seen) in after {
+        match before.get(path) {
+            Some(was) if was == seen => {}
+            Some(was) => lines.push(format!("{} was {was:?}, is {seen:?}", path.display())),
+            None => lines.push(format!("{} came: {seen:?}", path.display())),
         }
     }
     lines.truncate(5);
