@@ -6,20 +6,23 @@
 //! acknowledged must be there, and nothing else but the commit under way.
 //!
 //! A second kind of state comes from disks that lie about syncs, and that rot. Nothing can be promised
-//! of those but that no row says what was never said of its task. (That redb panics once more while it
-//! cleans up after a panic ends the process; such states are counted as `ended`, and DESIGN.md 8.7 says
-//! what the product does about them.)
+//! of those but that no row says what was never said of its task. There redb may panic, which the
+//! product contains, and once more while it cleans up after a panic, which aborts the process and is
+//! counted as `ended` (DESIGN.md 8.7 says what the product does about it). Any other end, a panic of any
+//! other code, and any panic at all where nothing but the power was cut is a violation ([`end`]).
 //!
 //! Not covered: the seal, its lock and the file's creation by name (`torture` and the power cuts on real
 //! filesystems have these), processes that write at the very same time (redb's locks are taken from one
 //! thread, so none ever waits), and errors of the storage.
 
 mod disk;
+mod end;
 mod life;
 
 use crate::options::{Dice, Options, Result};
 use crate::report::Report;
 use disk::Disk;
+use end::End;
 use larder::rigging::RiggedIndex;
 use life::{Life, Rows};
 use std::process::{Command, Stdio};
@@ -42,6 +45,9 @@ pub(crate) fn run(options: &Options) -> Result<Report> {
                     if let Err(error) = run_batch(options, batch, &mut report) {
                         report.violation(&format!("batch {batch}: {error}"));
                     }
+                    if options.is_satisfied(&report) {
+                        break;
+                    }
                 }
                 report
             }
@@ -63,17 +69,26 @@ fn run_batch(options: &Options, batch: u64, report: &mut Report) -> Result<()> {
     options.leave_out_of(&mut command);
     let output = command.output()?;
     let printed = String::from_utf8_lossy(&output.stdout);
+    let told = String::from_utf8_lossy(&output.stderr);
+    let found = told.lines().filter(|line| line.starts_with("VIOLATION"));
     match printed.lines().find_map(Report::read) {
         Some(part) => {
             report.absorb(&part);
-            let told = String::from_utf8_lossy(&output.stderr);
-            told.lines().filter(|line| line.starts_with("VIOLATION")).for_each(|line| {
-                eprintln!("seed {seed}, {kind}: {line}");
-            });
+            found.for_each(|line| eprintln!("seed {seed}, {kind}: {line}"));
         }
-        None if is_bad => report.add("ended", 1),
-        None => {
-            report.violation(&format!("seed {seed}, {kind}: the process ended ({})", output.status))
+        None => found.for_each(|line| report.violation(&format!("seed {seed}, {kind}: {line}"))),
+    }
+    let panics = end::panics(&told);
+    report.add("panics", panics.len() as u64);
+    if let Some(panic) = panics.iter().find(|panic| !is_bad || !end::is_of_redb(panic)) {
+        report.violation(&format!("seed {seed}, {kind}: {panic}"));
+    }
+    match end::end(output.status, &told) {
+        End::Told => {}
+        End::PanickedTwice if is_bad => report.add("ended", 1),
+        End::PanickedTwice | End::Wrong => {
+            let status = output.status;
+            report.violation(&format!("seed {seed}, {kind}: the process ended ({status}): {told}"));
         }
     }
     Ok(())
@@ -81,8 +96,7 @@ fn run_batch(options: &Options, batch: u64, report: &mut Report) -> Result<()> {
 
 /// One batch: lives and cuts until there were so many states.
 pub(crate) fn run_states(options: &Options) -> Result<Report> {
-    // Panics of redb are contained, and expected of bad disks.
-    std::panic::set_hook(Box::new(|_| {}));
+    end::tell_panics();
     let mut report = Report::new();
     let count = options.count.unwrap_or(BATCH);
     let mut seed = options.seed.wrapping_mul(7919);
