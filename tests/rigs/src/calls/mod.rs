@@ -5,7 +5,7 @@
 //! process is killed there, the call lies about its success (syncs, links, renames, removals), or does
 //! half of its work (reads, writes, copies). The process must end by itself with success or a clean
 //! error; `verdict` says what may be found then. Deterministic; `--count` samples evenly over all, and
-//! the seed says where it begins.
+//! the seed says where it begins. A fault that no call meets tries nothing: too many are a violation.
 //!
 //! Everything happens in `--directory` (default: a folder of its own in /dev/shm), in two processes at
 //! a time.
@@ -30,6 +30,10 @@ const NAME: &str = "larder-calls-";
 
 /// So many faults are under way at once.
 const WORKERS: usize = 2;
+
+/// Of so many faults one may find no call to hit. A scene makes the same calls each time, but for
+/// threads that share its work.
+const NOT_HIT_OF: u64 = 200;
 
 /// One fault in one scene.
 #[derive(Debug, Clone, Copy)]
@@ -64,12 +68,20 @@ pub(crate) fn run(options: &Options) -> Result<Report> {
                         Ok(found) => report.absorb(&found),
                         Err(error) => report.violation(&format!("{case}: {error}")),
                     }
+                    if options.is_satisfied(&report) {
+                        break;
+                    }
                 }
             });
         }
     });
     let mut report = report.into_inner()?;
     report.add("all", cases.len() as u64);
+    let not_hit = report.figure("not-hit");
+    // With a step left out only that it is missing may count.
+    if options.leave_out.is_none() && not_hit * NOT_HIT_OF > chosen.len() as u64 {
+        report.violation(&format!("{not_hit} of {} faults found no call to hit", chosen.len()));
+    }
     Ok(report)
 }
 
@@ -168,6 +180,7 @@ impl Player<'_> {
         let (status, told) = self.scene(case.scene, Some(case.plan))?;
         if !told.lines().any(|line| line.starts_with("injected ")) {
             report.add("not-hit", 1);
+            eprintln!("{case}: there was no such call");
         } else {
             let sort = match case.plan.fault {
                 Fault::Kill => "kills",
