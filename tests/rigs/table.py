@@ -10,6 +10,7 @@ import os
 import platform
 import re
 import sys
+from collections import defaultdict
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -33,23 +34,35 @@ RIGS = {
 }
 
 
+# Beside the rigs: what else may say that it was skipped.
+MUTATIONS = "mutations"
+
+
 def parse(text):
-    rigs, mutations, fuzz, torture = {}, [], [], []
+    rigs, mutations, controls, fuzz, torture = {}, [], [], [], []
+    skips = defaultdict(list)
     target = None
     for line in text.splitlines():
         if found := re.match(r"RIG (\w+): (.*)", line):
-            figures = dict(part.split("=", 1) for part in found[2].split(", ") if "=" in part)
-            rigs[found[1]] = {name: int(number) for name, number in figures.items()}
+            rigs[found[1]] = numbers(found[2])
+        elif found := re.match(r"SKIPPED: (\w+): (.*)", line):
+            skips[found[1]].append(found[2])
         elif found := re.match(r"without (\w+), ([^:]+): RIG (\w+): (.*)", line):
-            figures = dict(part.split("=", 1) for part in found[4].split(", ") if "=" in part)
-            mutations.append((found[1], found[3], found[2], figures))
+            mutations.append((found[1], found[3], found[2], numbers(found[4])))
+        elif found := re.match(r"with all steps, ([^:]+): RIG (\w+): (.*)", line):
+            controls.append((found[2], found[1], numbers(found[3])))
         elif found := re.match(r"fuzzing (\w+) for", line):
             target = found[1]
         elif found := re.match(r"stat::number_of_executed_units:\s*(\d+)", line):
             fuzz.append((target, int(found[1])))
         elif line.startswith("TORTURE "):
             torture.append(line.removeprefix("TORTURE "))
-    return rigs, mutations, fuzz, torture
+    return rigs, skips, mutations, controls, fuzz, torture
+
+
+def numbers(figures):
+    parts = [part.split("=", 1) for part in figures.split(", ") if "=" in part]
+    return {name: int(number) for name, number in parts}
 
 
 def table(heads, rows):
@@ -62,8 +75,21 @@ def words(figures):
     return ", ".join(f"{name.replace('_', ' ').replace('-', ' ')} {number:,}" for name, number in shown.items())
 
 
+def row(rig, what, figures, skips):
+    skipped = [f"**skipped: {reason}**" for reason in skips]
+    if figures is None:
+        return [f"`{rig}`", what, "; ".join(skipped) or "**not run**", "", ""]
+    # Nothing but seconds and violations: it did nothing.
+    seconds, violations = (f"{figures[name]:,}" for name in ("seconds", "violations"))
+    if skipped and len(figures) == 2:
+        violations = "none looked for"
+    told = "; ".join([*skipped, words(figures)] if words(figures) else skipped)
+    return [f"`{rig}`", what, told, seconds, f"**{violations}**"]
+
+
 def page(text, version, note):
-    rigs, mutations, fuzz, torture = parse(text)
+    rigs, skips, mutations, controls, fuzz, torture = parse(text)
+    broken = [rig for rig, figures in rigs.items() if figures["violations"] > 0]
     day = datetime.now(timezone.utc).date().isoformat()
     kernel = ".".join(platform.release().split(".")[:2])
     lines = [
@@ -74,15 +100,12 @@ def page(text, version, note):
         "",
         f"{day}, Larder {version}, {os.cpu_count()} cores, Linux {kernel}.",
         *([""] + [note] if note else []),
+        *([f"\n**This run found violations: {', '.join(broken)}.**"] if broken else []),
         "",
         "## Rigs",
         *table(
             ["Rig", "What it does", "Figures", "Seconds", "Violations"],
-            [
-                [f"`{rig}`", what, words(rigs[rig]), f"{rigs[rig]['seconds']:,}", f"**{rigs[rig]['violations']}**"]
-                for rig, what in RIGS.items()
-                if rig in rigs
-            ],
+            [row(rig, what, rigs.get(rig), skips[rig]) for rig, what in RIGS.items()],
         ),
         "",
         *[f"Torture, eight processes that are killed while they store, restore, evict and repair: {line}." for line in torture],
@@ -94,8 +117,19 @@ def page(text, version, note):
         *table(
             ["Step left out", "Rig", "On", "Violations found", "Seconds"],
             [
-                [f"`{step}`", f"`{rig}`", kind, figures["violations"], figures["seconds"]]
+                [f"`{step}`", f"`{rig}`", kind, f"{figures['violations']:,}", str(figures["seconds"])]
                 for step, rig, kind, figures in mutations
+            ],
+        ),
+        *[f"\n**Skipped: {reason}**" for reason in skips[MUTATIONS]],
+        "",
+        "With nothing left out the same rigs, with the same seed, must find nothing.",
+        "",
+        *table(
+            ["Rig", "On", "Violations found", "Seconds"],
+            [
+                [f"`{rig}`", kind, f"{figures['violations']:,}", str(figures["seconds"])]
+                for rig, kind, figures in controls
             ],
         ),
         "",
