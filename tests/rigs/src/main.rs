@@ -17,7 +17,6 @@ mod index;
 mod inject;
 mod judge;
 mod live;
-mod mounted;
 mod mutations;
 mod options;
 mod power;

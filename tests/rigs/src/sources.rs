@@ -6,7 +6,7 @@
 //! written through a map only the digest is promised, since such a write may leave no trace. No inode
 //! of a source becomes one of the store.
 
-use crate::mounted::Mounted;
+use crate::devices::{self, Filesystem, Folder, Loop};
 use crate::options::{Dice, LEAVE_OUT, Options, Result};
 use crate::report::Report;
 use larder::{
@@ -67,16 +67,22 @@ pub(crate) fn run(options: &Options) -> Result<Report> {
         std::process::exit(status.code().unwrap_or(2));
     }
     let mut report = Report::new();
-    let memory = PathBuf::from(format!("/dev/shm/larder-intent-sources-{}", std::process::id()));
-    fs::create_dir_all(&memory)?;
-    let done = on(&memory, "tmpfs", options, &mut report);
-    fs::remove_dir_all(&memory)?;
-    done?;
-    for kind in ["xfs", "btrfs"] {
-        match Mounted::make(kind, IMAGE_BYTES) {
-            Ok(mounted) => on(&mounted.path(), kind, options, &mut report)?,
-            Err(error) => report.skip(format!("{kind} cannot be mounted: {error}")),
-        }
+    let memory = Folder::new("sources")?;
+    on(&memory.path, "tmpfs", options, &mut report)?;
+    drop(memory);
+    if let Some(obstacle) = devices::obstacle() {
+        report.skip(obstacle);
+        return Ok(report);
+    }
+    for filesystem in [Filesystem::Xfs, Filesystem::Btrfs] {
+        let folder = Folder::new("sources")?;
+        let image = folder.path.join("image");
+        File::create(&image)?.set_len(IMAGE_BYTES)?;
+        let device = Loop::attach(&image)?;
+        filesystem.make(&device.device)?;
+        let mounted = filesystem.mount(&device.device, &folder.path.join("mount"), false)?;
+        on(mounted.at(), filesystem.name(), options, &mut report)?;
+        mounted.unmount()?;
     }
     Ok(report)
 }
@@ -121,12 +127,12 @@ fn store_each(
     let (store, workspace) = (place.join("store"), place.join("workspace"));
     let mut cache = None;
     for round in 0..options.count.unwrap_or(COUNT) {
-        if round % STORE_ROUNDS == 0 {
-            if let Some(cache) = cache.take() {
-                look_over(&cache, &store, sources, report)?;
-                drop(cache);
-                fs::remove_dir_all(&store)?;
-            }
+        if round % STORE_ROUNDS == 0
+            && let Some(cache) = cache.take()
+        {
+            look_over(&cache, &store, sources, report)?;
+            drop(cache);
+            fs::remove_dir_all(&store)?;
         }
         let cache = match &cache {
             Some(cache) => cache,
