@@ -15,7 +15,6 @@ use larder::{
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::process::Command;
 
 fn make_tree(workspace: &Path) {
     for number in 0..40 {
@@ -213,8 +212,7 @@ fn a_read_only_store_still_answers() {
     let cache = Cache::open(&path, CacheOptions::default()).expect("opens");
     common::store(&cache, "k", &lab.workspace(), &["out"]);
     drop(cache);
-    let remounted = Command::new("mount").args(["-o", "remount,ro"]).arg(small.path()).status();
-    assert!(remounted.expect("mount runs").success());
+    small.make_read_only();
     let cache = Cache::open(&path, CacheOptions::default()).expect("opens read-only");
     assert!(cache.lookup(&task("k")).expect("a lookup").is_some());
     let restored =
@@ -246,8 +244,7 @@ fn damage_in_a_read_only_store_is_a_miss_and_stays() {
     fs::set_permissions(&blob, std::os::unix::fs::PermissionsExt::from_mode(0o644))
         .expect("a mode");
     fs::write(&blob, "torn").expect("written");
-    let remounted = Command::new("mount").args(["-o", "remount,ro"]).arg(small.path()).status();
-    assert!(remounted.expect("mount runs").success());
+    small.make_read_only();
 
     let cache = Cache::open(&path, CacheOptions::default()).expect("opens read-only");
     let restore =
@@ -278,8 +275,7 @@ fn a_doubtful_inode_in_a_read_only_store_is_copied() {
     drop(cache);
     let blob = common::files_below(&path.join("blobs")).remove(0);
     common::set_age(&blob, std::time::Duration::from_secs(5000));
-    let remounted = Command::new("mount").args(["-o", "remount,ro"]).arg(small.path()).status();
-    assert!(remounted.expect("mount runs").success());
+    small.make_read_only();
 
     let cache = Cache::open(&path, CacheOptions::default()).expect("opens read-only");
     for level in [VerifyLevel::Stamp, VerifyLevel::Content] {

@@ -221,6 +221,12 @@ impl Small {
         Small::mount_kind("tmpfs", options)
     }
 
+    /// From now on nothing may be written there.
+    pub(crate) fn make_read_only(&self) {
+        let remounted = Command::new("mount").args(["-o", "remount,ro"]).arg(self.path()).status();
+        assert!(remounted.expect("mount runs").success());
+    }
+
     pub(crate) fn mount_kind(kind: &str, options: &str) -> Option<Small> {
         if !is_root() {
             skip("mounting a small filesystem needs root");
