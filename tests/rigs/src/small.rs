@@ -83,7 +83,7 @@ pub(crate) fn run(options: &Options) -> Result<Report> {
                 report.violation(&format!("{} {} on {name}: {error}", case.scene, case.shortage));
             }
         }
-        let _ = fs::remove_dir_all(&root.join("scene"));
+        let _ = fs::remove_dir_all(root.join("scene"));
         if let Some(at) = case.place {
             places[at].settle();
         }

@@ -294,11 +294,11 @@ pub(super) fn cut(
     lies: usize,
     dice: &mut Dice,
 ) -> Image {
-    let syncs = events.iter().enumerate().rev().filter_map(|(position, event)| match event {
+    let mut syncs = events.iter().enumerate().rev().filter_map(|(position, event)| match event {
         Event::Sync(image) => Some((position, image)),
         _ => None,
     });
-    let (first, mut image) = match syncs.skip(lies).next() {
+    let (first, mut image) = match syncs.nth(lies) {
         Some((position, image)) => (position + 1, image.clone()),
         None => (0, base.clone()),
     };
