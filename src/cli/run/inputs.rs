@@ -64,9 +64,8 @@ impl Inputs {
             let name = path.as_bytes();
             match input {
                 InputContent::File { digest, executable } => {
-                    let mut value = digest.as_bytes().to_vec();
-                    value.push(u8::from(*executable));
-                    parts.add(Kind::File, name, value);
+                    let executable = [u8::from(*executable)];
+                    parts.add_joined(Kind::File, name, &[digest.as_bytes(), &executable]);
                 }
                 InputContent::Symlink { target } => parts.add(Kind::Symlink, name, target),
             }

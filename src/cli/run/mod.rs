@@ -165,7 +165,7 @@ impl Plan {
         let options = options.map_err(|error| Trouble::Cache(chain(&error)))?;
         let cache = Cache::open(&self.settings.store, options)
             .map_err(|error| Trouble::Cache(chain(&error)))?;
-        let mut parts = Parts::default();
+        let mut parts = Parts::new();
         for argument in &args.command {
             parts.add(Kind::Argument, "", argument.as_bytes());
         }

@@ -7,6 +7,7 @@
 
 use larder::Digest;
 use std::fmt::Write;
+use std::ops::Range;
 
 /// Covers the meaning of the parts: another meaning is another version, and other keys.
 const KEY_CONTEXT: &str = "larder 2026-11-23 run key v1";
@@ -39,39 +40,61 @@ const KINDS: [(Kind, &str); 9] = [
     (Kind::Output, "output"),
 ];
 
-/// A list of parts in the making.
-#[derive(Debug, Default)]
-pub(super) struct Parts(Vec<(Kind, Vec<u8>, Vec<u8>)>);
+/// A list of parts in the making, as it is hashed.
+#[derive(Debug)]
+pub(super) struct Parts {
+    bytes: Vec<u8>,
+    /// Where the values of variables lie, with their lengths.
+    variables: Vec<Range<usize>>,
+}
+
+const LENGTH_BYTES: usize = size_of::<u64>();
 
 impl Parts {
+    pub(super) fn new() -> Parts {
+        Parts { bytes: MAGIC.to_vec(), variables: Vec::new() }
+    }
+
     pub(super) fn add(&mut self, kind: Kind, name: impl AsRef<[u8]>, value: impl AsRef<[u8]>) {
-        self.0.push((kind, name.as_ref().to_vec(), value.as_ref().to_vec()));
+        self.add_joined(kind, name.as_ref(), &[value.as_ref()]);
+    }
+
+    /// Adds a part whose value is made of several pieces.
+    pub(super) fn add_joined(&mut self, kind: Kind, name: &[u8], value: &[&[u8]]) {
+        self.bytes.push(kind as u8);
+        add_text(&mut self.bytes, &[name]);
+        let start = self.bytes.len();
+        add_text(&mut self.bytes, value);
+        if kind == Kind::Variable {
+            self.variables.push(start..self.bytes.len());
+        }
     }
 
     /// The run's key: 64 hex digits.
     pub(super) fn key(&self) -> String {
-        Digest::from_bytes(blake3::derive_key(KEY_CONTEXT, &self.encode(|_, value| value.to_vec())))
-            .to_string()
+        Digest::from_bytes(blake3::derive_key(KEY_CONTEXT, &self.bytes)).to_string()
     }
 
     /// The parts as they are kept.
     pub(super) fn describe(&self, secret_key: &[u8; 32]) -> Vec<u8> {
-        self.encode(|kind, value| match kind {
-            Kind::Variable => blake3::keyed_hash(secret_key, value).as_bytes().to_vec(),
-            _ => value.to_vec(),
-        })
-    }
-
-    fn encode(&self, keep: impl Fn(Kind, &[u8]) -> Vec<u8>) -> Vec<u8> {
-        let mut bytes = MAGIC.to_vec();
-        for (kind, name, value) in &self.0 {
-            bytes.push(*kind as u8);
-            for text in [name, &keep(*kind, value)] {
-                bytes.extend_from_slice(&(text.len() as u64).to_le_bytes());
-                bytes.extend_from_slice(text);
-            }
+        let mut kept = Vec::with_capacity(self.bytes.len());
+        let mut next = 0;
+        for text in &self.variables {
+            kept.extend_from_slice(&self.bytes[next..text.start]);
+            let value = &self.bytes[text.start + LENGTH_BYTES..text.end];
+            add_text(&mut kept, &[blake3::keyed_hash(secret_key, value).as_bytes()]);
+            next = text.end;
         }
-        bytes
+        kept.extend_from_slice(&self.bytes[next..]);
+        kept
+    }
+}
+
+fn add_text(bytes: &mut Vec<u8>, pieces: &[&[u8]]) {
+    let length: usize = pieces.iter().map(|piece| piece.len()).sum();
+    bytes.extend_from_slice(&(length as u64).to_le_bytes());
+    for piece in pieces {
+        bytes.extend_from_slice(piece);
     }
 }
 
@@ -108,7 +131,7 @@ fn take_part(rest: &mut &[u8]) -> Option<(String, String)> {
 }
 
 fn take_text<'a>(rest: &mut &'a [u8]) -> Option<&'a [u8]> {
-    let (length, after) = rest.split_first_chunk::<8>()?;
+    let (length, after) = rest.split_first_chunk::<LENGTH_BYTES>()?;
     let length = usize::try_from(u64::from_le_bytes(*length)).ok()?;
     let (text, after) = after.split_at_checked(length)?;
     *rest = after;
@@ -130,7 +153,7 @@ mod tests {
     #[test]
     fn parts_do_not_run_into_each_other() {
         let keys = [("a", "bc"), ("ab", "c"), ("abc", ""), ("", "abc")].map(|(name, value)| {
-            let mut parts = Parts::default();
+            let mut parts = Parts::new();
             parts.add(Kind::Argument, name, value);
             parts.key()
         });
@@ -141,7 +164,7 @@ mod tests {
 
     #[test]
     fn values_of_variables_are_not_kept() {
-        let mut parts = Parts::default();
+        let mut parts = Parts::new();
         parts.add(Kind::Variable, "TOKEN", "hunter2");
         parts.add(Kind::File, "src/main.rs", [0xab; 33]);
         let kept = parts.describe(&[1; 32]);
