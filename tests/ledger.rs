@@ -133,6 +133,30 @@ fn an_edited_output_is_stored_anew_and_an_unchanged_one_is_not_opened() {
 }
 
 #[test]
+fn whatever_lies_below_a_directory_is_an_input_but_for_git_and_stores() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let workspace = folder.path();
+    let cache = Cache::open(&workspace.join("store"), CacheOptions::default()).expect("opens");
+    Cache::open(&workspace.join("a/other"), CacheOptions::default()).expect("opens");
+    let names = ["a/.git/config", "a/.gitignore", "a/b/c", "a/b.c", "a/b0", "d/FORMAT", "d/e", "f"];
+    for name in names {
+        fs::create_dir_all(workspace.join(name).parent().expect("it has one")).expect("made");
+        fs::write(workspace.join(name), "larder store format 1\n").expect("written");
+    }
+    std::os::unix::fs::symlink("a", workspace.join("link")).expect("made");
+    let list = |folder: &str| -> Vec<String> {
+        let found = cache.list_inputs(workspace, Path::new(folder)).expect("listed");
+        assert!(found.is_sorted(), "{found:?}");
+        found.iter().map(ToString::to_string).collect()
+    };
+    let of_a = ["a/.gitignore", "a/b/c", "a/b.c", "a/b0"];
+    assert_eq!(list(""), [&of_a[..], &["d/FORMAT", "d/e", "f", "link"]].concat());
+    assert_eq!(list("a"), of_a);
+    assert_eq!(list("link/b"), ["link/b/c"]);
+    assert_eq!(list("missing"), [""; 0]);
+}
+
+#[test]
 fn inputs_are_what_they_are_now_whatever_their_times_say() {
     let lab = lab();
     let workspace = lab.workspace();

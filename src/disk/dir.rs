@@ -552,7 +552,7 @@ impl Dir {
             return Ok(None);
         }
         // openat2 accepts `a/../b`; we do not.
-        components(path)?;
+        drop(components(path)?);
         match rustix::fs::openat2(&self.fd, path, flags, Mode::empty(), resolve) {
             Ok(fd) => Ok(Some(fd)),
             // ENOSYS: an old kernel. EPERM: an old seccomp profile. EAGAIN: a race with a rename
@@ -605,16 +605,17 @@ fn removed(result: rustix::io::Result<()>) -> io::Result<bool> {
     }
 }
 
-/// The plain names of a relative path; anything else (`/`, `..`, `.`) is refused.
-fn components(path: &Path) -> io::Result<Vec<&OsStr>> {
-    let mut names = Vec::new();
-    for component in path.components() {
-        match component {
-            Component::Normal(name) => names.push(name),
-            _ => return Err(Errno::INVAL.into()),
-        }
+/// The plain names of a relative path; anything else (`/`, `..`, `.`) is refused. Allocates nothing: it
+/// is asked for each directory of a tree.
+fn components(path: &Path) -> io::Result<impl Iterator<Item = &OsStr>> {
+    let names = path.components().map(|component| match component {
+        Component::Normal(name) => Some(name),
+        _ => None,
+    });
+    if names.clone().any(|name| name.is_none()) {
+        return Err(Errno::INVAL.into());
     }
-    Ok(names)
+    Ok(names.flatten())
 }
 
 fn split(path: &Path) -> io::Result<(&Path, &OsStr)> {

@@ -47,7 +47,7 @@ impl Listing {
     }
 
     /// Each name and what it is.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = (&OsStr, FileKind)> {
+    pub(crate) fn iter(&self) -> impl ExactSizeIterator<Item = (&OsStr, FileKind)> {
         let entries = self.entries.iter();
         entries.map(|entry| (OsStr::from_bytes(&self.names[entry.start..entry.end]), entry.kind))
     }

@@ -3,14 +3,13 @@
 use super::output::{
     CacheEntry, CacheOutput, OutputContent, OutputDeclaration, OutputKind, SourceFile,
 };
-use super::shares::Slots;
+use super::walk::{Found, walk};
 use crate::disk::{Capabilities, Dir, FileKind, Listing, layout};
 use crate::error::{Context, Error, Result};
 use crate::identity;
 use crate::manifest::{
     OutputPath, PATH_BYTES_MAX, Root, RootKind, compare_paths, compile_glob, literal_prefix,
 };
-use crate::parallel;
 use globset::GlobMatcher;
 use std::ffi::OsStr;
 use std::io;
@@ -126,9 +125,9 @@ impl Capture {
         let place = path.as_path().to_path_buf();
         match kind {
             FileKind::Directory => {
-                let mut tree = Tree { workspace: &self.workspace, folders: Vec::new() };
-                tree.list(path.clone())?;
-                tree.flatten(0, &mut self.outputs);
+                let tree =
+                    walk(path.clone(), |path, listing| list(&self.workspace, path, listing))?;
+                self.outputs.extend(tree);
             }
             kind => {
                 self.outputs.push(other(&self.workspace, parent, place, path.name(), kind)?);
@@ -181,96 +180,28 @@ impl Capture {
     }
 }
 
-/// A directory with all that is below it, listed level by level on several threads.
-struct Tree<'a> {
-    workspace: &'a Arc<Dir>,
-    folders: Vec<Folder>,
-}
-
-/// One directory, as it was listed.
-struct Folder {
-    /// `None` for what holds a store.
-    output: Option<CacheOutput>,
-    /// In the order of their names.
-    found: Vec<Found>,
-}
-
-enum Found {
-    Output(CacheOutput),
-    /// A directory, by its position among the folders.
-    Folder(usize),
-}
-
-impl Tree<'_> {
-    fn list(&mut self, root: OutputPath) -> Result<()> {
-        let mut level = vec![root];
-        while !level.is_empty() {
-            let first_below = self.folders.len() + level.len();
-            let positions: Vec<usize> = (0..level.len()).collect();
-            // A directory is some ten pieces of work.
-            let listed = Slots::new(level.len());
-            parallel::for_each_with(
-                &positions,
-                level.len() * 10,
-                Listing::default,
-                |listing, position| {
-                    listed.put(*position, self.list_one(&level[*position], listing)?);
-                    Ok(())
-                },
-            )?;
-            let mut below = Vec::new();
-            for (mut folder, paths) in listed.into_made() {
-                for found in &mut folder.found {
-                    if let Found::Folder(position) = found {
-                        *position += first_below + below.len();
-                    }
-                }
-                below.extend(paths);
-                self.folders.push(folder);
-            }
-            level = below;
-        }
-        Ok(())
+/// What one directory holds, and itself; nothing of what holds a store.
+fn list(
+    workspace: &Arc<Dir>,
+    path: &OutputPath,
+    listing: &mut Listing,
+) -> Result<Vec<Found<OutputPath, CacheOutput>>> {
+    let dir = workspace.open_beneath(path.as_path()).context("open", || path)?;
+    dir.list(listing).context("list", || path)?;
+    if listing.contains(layout::FORMAT.as_ref()) && identity::is_store(&dir) {
+        return Ok(Vec::new());
     }
-
-    /// Lists one directory. The directories in it are returned beside it, and numbered from 0.
-    fn list_one(
-        &self,
-        path: &OutputPath,
-        listing: &mut Listing,
-    ) -> Result<(Folder, Vec<OutputPath>)> {
-        let dir = self.workspace.open_beneath(path.as_path()).context("open", || path)?;
-        dir.list(listing).context("list", || path)?;
-        let mut folder = Folder { output: None, found: Vec::new() };
-        let mut below = Vec::new();
-        if listing.contains(layout::FORMAT.as_ref()) && identity::is_store(&dir) {
-            return Ok((folder, below));
-        }
-        let stat = dir.stat_self().context("look at", || path)?;
-        folder.output = Some(CacheOutput::directory(path.as_path()).with_mode(stat.mode & 0o777));
-        for (name, kind) in listing.iter().filter(|(name, _)| !layout::is_private_directory(name)) {
-            folder.found.push(match kind {
-                FileKind::Directory => {
-                    below.push(join(path, name)?);
-                    Found::Folder(below.len() - 1)
-                }
-                kind => Found::Output(other(self.workspace, &dir, place(path, name)?, name, kind)?),
-            });
-        }
-        Ok((folder, below))
+    let stat = dir.stat_self().context("look at", || path)?;
+    let itself = CacheOutput::directory(path.as_path()).with_mode(stat.mode & 0o777);
+    let mut found = Vec::with_capacity(1 + listing.iter().len());
+    found.push(Found::Item(itself));
+    for (name, kind) in listing.iter().filter(|(name, _)| !layout::is_private_directory(name)) {
+        found.push(match kind {
+            FileKind::Directory => Found::Folder(join(path, name)?),
+            kind => Found::Item(other(workspace, &dir, place(path, name)?, name, kind)?),
+        });
     }
-
-    /// Puts a directory and all that is below it in the order of their paths.
-    fn flatten(&mut self, position: usize, outputs: &mut Vec<CacheOutput>) {
-        let found = std::mem::take(&mut self.folders[position].found);
-        outputs.extend(self.folders[position].output.take());
-        for found in found {
-            match found {
-                Found::Output(output) => outputs.push(output),
-                Found::Folder(position) => self.flatten(position, outputs),
-            }
-        }
-    }
+    Ok(found)
 }
 
 /// A file or symlink `name` in `dir`, which is `place` in the workspace.

@@ -1,18 +1,22 @@
-//! Inputs: digests of the files that a task depends on, without reading again what did not change.
+//! Inputs: the files that a task depends on, and their digests, without reading again what did not
+//! change.
 
 use super::Cache;
 use super::ledgers::ledger_of_inputs;
 use super::shares::{self, Slots};
+use super::walk::{Found, walk};
 use crate::cancel::Cancel;
 use crate::digest::Digest;
-use crate::disk::{self, Dir, FileKind};
+use crate::disk::{self, Dir, FileKind, Listing, layout};
 use crate::error::{Context, Error, Result};
+use crate::identity;
 use crate::ledger::{Cursor, Row, Seen};
 use crate::manifest::OutputPath;
 use crate::parallel;
+use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// What lies at a path that a task depends on.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,6 +44,46 @@ struct Worker<'a> {
 }
 
 impl Cache {
+    /// Lists what lies below a directory of `workspace` (the empty path is the workspace itself) and
+    /// is no directory, in the order of their paths. What is named `.git` is passed over with all below
+    /// it, and so is a store, this one or another. Directories on the way to `folder` may be symlinks,
+    /// below it none is followed. Blocking; one listing for each directory.
+    ///
+    /// # Errors
+    /// If a directory cannot be listed.
+    ///
+    /// # Examples
+    /// ```
+    /// use larder::{Cache, CacheOptions, OutputPath};
+    /// use std::path::Path;
+    /// let folder = tempfile::tempdir()?;
+    /// let cache = Cache::open(&folder.path().join("store"), CacheOptions::default())?;
+    /// std::fs::create_dir(folder.path().join("src"))?;
+    /// std::fs::write(folder.path().join("src/main.c"), "int main;")?;
+    /// let found = cache.list_inputs(folder.path(), Path::new(""))?;
+    /// assert_eq!(found, [OutputPath::parse("src/main.c")?]);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn list_inputs(&self, workspace: &Path, folder: &Path) -> Result<Vec<OutputPath>> {
+        let workspace = disk::canonical(workspace).context("find", || workspace)?;
+        let dir = Dir::open(&workspace, self.inner.options.capabilities);
+        let dir = dir.context("open the workspace", || &workspace)?;
+        let Some(start) = open_folder(&dir, &workspace, folder)? else { return Ok(Vec::new()) };
+        let own_store =
+            disk::canonical(&self.inner.path).unwrap_or_else(|_| self.inner.path.clone());
+        let own_store = own_store.strip_prefix(workspace.join(folder)).ok();
+        // Paths below `start`, so that no symlink on the way to it is in theirs.
+        walk(PathBuf::new(), |below, listing| {
+            let is_start = below.as_os_str().is_empty();
+            if own_store.is_some_and(|store| store == below && !is_start) {
+                return Ok(Vec::new());
+            }
+            // To join nothing would end the path with a slash.
+            let place = if is_start { folder.to_path_buf() } else { folder.join(below) };
+            list(&start, below, &place, !is_start, listing)
+        })
+    }
+
     /// Says what lies at each of these paths of `workspace`: `None` for nothing, a directory or
     /// anything special. A file whose stat is as it was at the last call for this workspace and `set`
     /// (a name of the caller's choice for one list of paths) is not read again; a ledger in the store
@@ -107,6 +151,39 @@ impl Cache {
         self.replace_ledger_unordered(about, &ledger, kept, fresh);
         Ok(contents.into_all())
     }
+}
+
+/// What one directory of inputs holds, but for a store. `below` is its path in `start`, `place` that in
+/// the workspace.
+fn list(
+    start: &Dir,
+    below: &Path,
+    place: &Path,
+    may_be_store: bool,
+    listing: &mut Listing,
+) -> Result<Vec<Found<PathBuf, OutputPath>>> {
+    let dir = start.open_beneath(below).context("open", || place)?;
+    dir.list(listing).context("list", || place)?;
+    // Both, so that no file of this name alone hides what lies beside it.
+    let has_names =
+        [layout::FORMAT, layout::CACHEDIR_TAG].iter().all(|name| listing.contains(name.as_ref()));
+    if may_be_store && has_names && identity::is_store(&dir) {
+        return Ok(Vec::new());
+    }
+    let names: Vec<&OsStr> = listing.iter().map(|(name, _)| name).collect();
+    let paths = OutputPath::join_all(place, &names);
+    let mut found = Vec::with_capacity(names.len());
+    for ((name, kind), path) in listing.iter().zip(paths) {
+        match kind {
+            _ if name == layout::GIT_FOLDER => {}
+            FileKind::Directory => found.push(Found::Folder(below.join(name))),
+            _ => found.push(Found::Item(path.map_err(|error| {
+                let error = io::Error::new(io::ErrorKind::InvalidInput, error);
+                Error::io("list", place.join(name), error)
+            })?)),
+        }
+    }
+    Ok(found)
 }
 
 /// The directory of some inputs; `None` if it is not there. Inputs are only read, so symlinks on the

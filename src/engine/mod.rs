@@ -52,6 +52,7 @@ mod tally;
 mod trust;
 mod uses;
 mod value;
+mod walk;
 
 #[cfg(any(fuzzing, larder_rigs))]
 pub(crate) use {ghosts::ghost_decodes, references::count_references};

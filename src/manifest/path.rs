@@ -83,6 +83,34 @@ impl OutputPath {
         paths.map(parse).collect()
     }
 
+    /// Checks the paths of several names in a directory, which share texts; the empty path is the
+    /// workspace.
+    pub(crate) fn join_all(folder: &Path, names: &[&OsStr]) -> Vec<Result<OutputPath, PathError>> {
+        /// So many make no text of 4 GiB.
+        const NAMES_MAX: usize = 1024;
+        let folder = folder.as_os_str().as_bytes();
+        let separator: &[u8] = if folder.is_empty() { b"" } else { b"/" };
+        let mut paths = Vec::with_capacity(names.len());
+        for names in names.chunks(NAMES_MAX) {
+            let mut text = Vec::new();
+            let ends: Vec<usize> = names
+                .iter()
+                .map(|name| {
+                    for part in [folder, separator, name.as_bytes()] {
+                        text.extend_from_slice(part);
+                    }
+                    text.len()
+                })
+                .collect();
+            let text = Arc::new(text);
+            let starts = std::iter::once(0).chain(ends.iter().copied());
+            paths.extend(
+                starts.zip(&ends).map(|(start, end)| OutputPath::within(&text, start..*end)),
+            );
+        }
+        paths
+    }
+
     /// Checks a path that is part of a text of less than 4 GiB, and does not copy it.
     pub(super) fn within(text: &Arc<Vec<u8>>, part: Range<usize>) -> Result<OutputPath, PathError> {
         check(&text[part.clone()])?;

@@ -53,7 +53,7 @@ pub(super) struct Inputs(Vec<(OutputPath, InputContent)>);
 impl Inputs {
     /// Finds and reads the inputs; what did not change since an earlier run is not read again.
     pub(super) fn read(declared: &Declared<'_>, cache: &Cache) -> Result<Inputs, Unread> {
-        let paths = find(declared)?;
+        let paths = find(declared, cache)?;
         let contents = digest(declared, cache, &paths)?;
         let inputs = paths.into_iter().zip(contents);
         Ok(Inputs(inputs.filter_map(|(path, content)| Some((path, content?))).collect()))
@@ -115,31 +115,29 @@ fn digest(
 }
 
 /// The paths of all inputs, less outputs and store.
-fn find(declared: &Declared<'_>) -> Result<Vec<OutputPath>, Unread> {
+fn find(declared: &Declared<'_>, cache: &Cache) -> Result<Vec<OutputPath>, Unread> {
     let filter = Filter::new(declared)?;
+    let list = |folder: &Path| {
+        let listed = cache.list_inputs(declared.workspace, folder).map_err(|error| {
+            Unread::Unreadable(format!("cannot list the inputs: {}", chain(&error)))
+        })?;
+        Ok::<_, Unread>(listed.into_iter().filter(|path| !filter.excludes(path)))
+    };
     let mut found = Vec::new();
     if declared.inputs.is_empty() {
-        walk(declared.workspace, declared.workspace, true, &filter, &mut found)?;
+        walk(declared.workspace, &filter, &mut found)?;
         add_tracked(declared.workspace, &filter, &mut found)?;
     }
     for input in declared.inputs {
         let place = declared.workspace.join(input);
         if is_pattern(input) && fs::symlink_metadata(&place).is_err() {
             let glob = compile(input)?;
-            let mut all = Vec::new();
-            walk(
-                declared.workspace,
-                &start_of(declared.workspace, input),
-                false,
-                &filter,
-                &mut all,
-            )?;
             let is_match = |path: &OutputPath| {
                 path.as_path()
                     .ancestors()
                     .any(|ancestor| ancestor != Path::new("") && glob.is_match(ancestor))
             };
-            found.extend(all.into_iter().filter(is_match));
+            found.extend(list(&start_of(declared.workspace, input))?.filter(is_match));
         } else {
             let meta = fs::symlink_metadata(&place).map_err(|error| {
                 let text = format!("cannot read the input {input}: {error}");
@@ -149,7 +147,7 @@ fn find(declared: &Declared<'_>) -> Result<Vec<OutputPath>, Unread> {
                 }
             })?;
             if meta.is_dir() {
-                walk(declared.workspace, &place, false, &filter, &mut found)?;
+                found.extend(list(Path::new(input))?);
             } else {
                 found.push(parse(input)?);
             }
@@ -193,30 +191,21 @@ impl Filter {
     }
 }
 
-/// Every file and symlink below `start`; with `is_git` less what the ignore files of the workspace
-/// exclude, and never what lies in `.git`.
-fn walk(
-    workspace: &Path,
-    start: &Path,
-    is_git: bool,
-    filter: &Filter,
-    found: &mut Vec<OutputPath>,
-) -> Result<(), Unread> {
-    if !start.exists() {
-        return Ok(());
-    }
+/// Every file and symlink of the workspace, less what its ignore files exclude, and never what lies in
+/// `.git`.
+fn walk(workspace: &Path, filter: &Filter, found: &mut Vec<OutputPath>) -> Result<(), Unread> {
     let exclude = find_git(workspace).map(|(_, git)| git.join("info/exclude"));
-    if let Some(exclude) = exclude.filter(|path| is_git && path.exists() && !path.is_file()) {
+    if let Some(exclude) = exclude.filter(|path| path.exists() && !path.is_file()) {
         let text = format!("{} is not a regular file", exclude.display());
         return Err(Unread::Unreadable(text));
     }
-    let mut builder = WalkBuilder::new(start);
+    let mut builder = WalkBuilder::new(workspace);
     builder
         .standard_filters(false)
-        .git_ignore(is_git)
-        .git_exclude(is_git)
+        .git_ignore(true)
+        .git_exclude(true)
         // Ignore files above the workspace count only within the repository that it is part of.
-        .parents(is_git && find_git(workspace).is_some())
+        .parents(find_git(workspace).is_some())
         .require_git(false)
         .follow_links(false);
     let (root, store) = (workspace.to_path_buf(), filter.store.clone());
@@ -342,12 +331,10 @@ fn object_hash(git: &Path) -> gix_index::hash::Kind {
     if is_sha256 { gix_index::hash::Kind::Sha256 } else { gix_index::hash::Kind::Sha1 }
 }
 
-/// The directory below which all matches of a pattern lie.
+/// The directory below which all matches of a pattern lie, in the workspace.
 fn start_of(workspace: &Path, pattern: &str) -> PathBuf {
-    let literal = pattern.split('/').take_while(|name| !is_pattern(name));
-    let mut start = workspace.to_path_buf();
-    start.extend(literal);
-    if start.is_dir() { start } else { workspace.to_path_buf() }
+    let start: PathBuf = pattern.split('/').take_while(|name| !is_pattern(name)).collect();
+    if workspace.join(&start).is_dir() { start } else { PathBuf::new() }
 }
 
 pub(super) fn is_pattern(text: &str) -> bool {
