@@ -140,6 +140,10 @@ impl Batch<'_> {
         mode: u32,
         keep_going: &dyn Fn() -> bool,
     ) -> Result<bool> {
+        // Nobody looks twice.
+        if lock(&self.seen).contains(&(*digest, mode)) {
+            return Ok(true);
+        }
         let slot = self.blobs.stamps.get(&self.view, digest, mode);
         let is_here = slot.is_some() && self.is_here(digest, mode, keep_going)?;
         if is_here {
