@@ -151,7 +151,9 @@ impl BlobStore {
         let shard = Shard::of_blob(digest.as_bytes(), mode);
         let mut fresh = self.staging().create_named(0o600)?;
         let copied: io::Result<std::result::Result<Option<FileStat>, Digest>> = (|| {
-            let actual = disk::copy_hashing(&blob.file, &mut fresh.file, &blob.stat, keep_going)?;
+            let buffer = &mut Vec::new();
+            let actual =
+                disk::copy_hashing(&blob.file, &mut fresh.file, &blob.stat, buffer, keep_going)?;
             if actual != *digest {
                 return Ok(Err(actual));
             }

@@ -72,14 +72,16 @@ pub(super) fn copy_contents(
 }
 
 /// Copies all of `source` into the empty `target`, and hashes exactly the bytes that were written.
+/// `buffer` is scratch space that a thread can use again.
 pub(crate) fn copy_hashing(
     source: &File,
     target: &mut File,
     stat: &FileStat,
+    buffer: &mut Vec<u8>,
     keep_going: &dyn Fn() -> bool,
 ) -> io::Result<Digest> {
     let mut hasher = blake3::Hasher::new();
-    let mut buffer = vec![0; BUFFER_BYTES];
+    buffer.resize(BUFFER_BYTES, 0);
     let mut end = 0;
     for range in data_ranges(source, stat) {
         hash_zeros(&mut hasher, range.start - end);
@@ -101,7 +103,9 @@ pub(crate) fn copy_hashing(
         end = offset;
     }
     hash_zeros(&mut hasher, stat.size_bytes.saturating_sub(end));
-    target.set_len(stat.size_bytes.max(end))?;
+    if end < stat.size_bytes {
+        target.set_len(stat.size_bytes)?;
+    }
     Ok(hasher.finalize().into())
 }
 
@@ -240,7 +244,7 @@ mod tests {
                 }
             }
             let mut target = tempfile::tempfile()?;
-            let digest = copy_hashing(&source, &mut target, &stat, &|| true)?;
+            let digest = copy_hashing(&source, &mut target, &stat, &mut Vec::new(), &|| true)?;
             assert_eq!(contents(&mut target)?, expected, "hashing copy of {size} bytes");
             assert_eq!(digest, Digest::of(&expected));
         }
@@ -256,7 +260,7 @@ mod tests {
         let mut target = tempfile::tempfile()?;
         let copied = copy_contents(&source, &target, &stat, Capabilities::all(), &mut |_| false);
         assert!(copied.is_err_and(|error| error.kind() == io::ErrorKind::Interrupted));
-        let copied = copy_hashing(&source, &mut target, &stat, &|| false);
+        let copied = copy_hashing(&source, &mut target, &stat, &mut Vec::new(), &|| false);
         assert!(copied.is_err_and(|error| error.kind() == io::ErrorKind::Interrupted));
         Ok(())
     }

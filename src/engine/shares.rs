@@ -9,8 +9,8 @@ use std::path::Path;
 use std::sync::OnceLock;
 
 /// More names of one directory than this are several shares, so that no thread is left alone with a
-/// large one.
-pub(super) const MEMBERS_MAX: usize = 256;
+/// large one, nor with many large files at the end.
+pub(super) const MEMBERS_MAX: usize = 32;
 
 /// Some names of one directory.
 #[derive(Debug)]
@@ -24,26 +24,23 @@ pub(super) struct Share<'p> {
 pub(super) fn by_folder<'p>(paths: impl Iterator<Item = (usize, &'p Path)>) -> Vec<Share<'p>> {
     let mut shares: Vec<Share<'p>> = Vec::new();
     let mut open: HashMap<&[u8], usize> = HashMap::new();
+    // The share of the path before: neighbours mostly lie in one directory.
+    let mut last: Option<(&[u8], usize)> = None;
     for (position, path) in paths {
         let bytes = path.as_os_str().as_bytes();
         let end = bytes.iter().rposition(|byte| *byte == b'/').unwrap_or(0);
         let folder = &bytes[..end];
-        let next = shares.len();
-        let index = *open.entry(folder).or_insert(next);
-        if index == next {
-            shares.push(Share {
-                folder: Path::new(OsStr::from_bytes(folder)),
-                members: vec![position],
-            });
-        } else if shares[index].members.len() < MEMBERS_MAX {
-            shares[index].members.push(position);
-        } else {
-            open.insert(folder, next);
-            shares.push(Share {
-                folder: Path::new(OsStr::from_bytes(folder)),
-                members: vec![position],
-            });
-        }
+        let known = last.filter(|(last, _)| *last == folder).map(|(_, index)| index);
+        let index = known.or_else(|| open.get(folder).copied());
+        let index = index.filter(|index| shares[*index].members.len() < MEMBERS_MAX);
+        let index = index.unwrap_or_else(|| {
+            let folder_path = Path::new(OsStr::from_bytes(folder));
+            shares.push(Share { folder: folder_path, members: Vec::new() });
+            open.insert(folder, shares.len() - 1);
+            shares.len() - 1
+        });
+        shares[index].members.push(position);
+        last = Some((folder, index));
     }
     shares
 }
@@ -135,7 +132,7 @@ mod tests {
         let paths: Vec<String> =
             (0..1000).map(|number| format!("d{}/{number}", number % 3)).collect();
         let shares = by_folder(paths.iter().map(Path::new).enumerate());
-        assert_eq!(shares.len(), 6, "two for each of three folders of 333");
+        assert_eq!(shares.len(), 33, "eleven for each of three folders of 333");
         let mut seen = vec![0; paths.len()];
         for share in &shares {
             assert!(share.members.len() <= MEMBERS_MAX);

@@ -322,7 +322,7 @@ impl<'a> Materializer<'a> {
             return self.finish(file, &target);
         }
         let mut target = create(file, dir, name)?;
-        let copied = disk::copy_hashing(&blob.file, &mut target, &blob.stat, &|| {
+        let copied = disk::copy_hashing(&blob.file, &mut target, &blob.stat, buffer, &|| {
             !self.cancel.is_cancelled()
         });
         match copied {
