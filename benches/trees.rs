@@ -33,6 +33,7 @@ mod common;
 #[cfg(target_os = "linux")]
 mod trees {
     pub(super) mod bench;
+    pub(super) mod duties;
     pub(super) mod floor;
     pub(super) mod measure;
     pub(super) mod options;

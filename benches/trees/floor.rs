@@ -1,15 +1,16 @@
 //! Floors: the best plain loops on two threads for the same job.
 //!
 //! Folders are made once, then files are shared out by folder; everything goes by handles and short
-//! names; blobs lie in a fan-out of 256 folders. Nothing is proven, locked or recorded.
+//! names; blobs lie in a fan-out of 256 folders. Nothing is proven, locked or recorded: that is for the
+//! floors of `duties`.
 
 use super::walk::walk;
 use super::workload::{Content, ROOT, THREADS, Tree};
 use larder::LINK_BYTES_MIN;
 use rustix::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use rustix::fs::{
-    AtFlags, CWD, FileType, Mode, OFlags, RenameFlags, Timestamps, futimens, ioctl_ficlone, linkat,
-    mkdirat, openat, renameat_with, statat, unlinkat,
+    AtFlags, CWD, FileType, Mode, OFlags, RenameFlags, Stat, Timespec, Timestamps, futimens,
+    ioctl_ficlone, linkat, mkdirat, openat, renameat_with, statat, unlinkat,
 };
 use rustix::io::{Errno, read, write};
 use std::collections::HashMap;
@@ -22,9 +23,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 const FOLDER_FLAGS: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
-const CREATE_FLAGS: OFlags =
+pub(super) const CREATE_FLAGS: OFlags =
     OFlags::WRONLY.union(OFlags::CREATE).union(OFlags::EXCL).union(OFlags::CLOEXEC);
-const READ_FLAGS: OFlags = OFlags::RDONLY.union(OFlags::CLOEXEC);
+pub(super) const READ_FLAGS: OFlags = OFlags::RDONLY.union(OFlags::CLOEXEC);
 /// Grows for larger files.
 const BUFFER_BYTES: usize = 256 << 10;
 
@@ -40,7 +41,8 @@ pub(crate) enum Way {
 pub(crate) enum Small {
     /// Their bytes are in memory before the clock starts, and they keep the time of the moment.
     FromMemory,
-    /// They are read from their blobs; whatever is not a link gets its recorded time.
+    /// They are read from their blobs and hashed, as every copy is (section 7.1 of DESIGN.md); whatever
+    /// is not a link gets its recorded time.
     FromBlobs,
 }
 
@@ -85,22 +87,72 @@ impl Restore {
                 let (blob, bytes) = &known[&(file.content, file.is_executable)];
                 let is_small = (file.content.size_bytes as u64) < LINK_BYTES_MIN;
                 RestoreFile {
-                    name: CString::new(file.name.as_str()).expect("our names hold no zero"),
+                    name: c_string(Path::new(&file.name)),
                     blob: blob.clone(),
                     mode: Mode::from_raw_mode(if file.is_executable { 0o755 } else { 0o644 }),
                     modified: file.content.modified(),
                     small: is_small.then(|| Arc::clone(bytes)),
                 }
             });
-            let path = CString::new(folder.path.as_os_str().as_bytes());
-            RestoreFolder { path: path.expect("our names hold no zero"), files: files.collect() }
+            RestoreFolder { path: c_string(&folder.path), files: files.collect() }
         });
         Restore { folders: folders.collect(), blobs }
+    }
+
+    /// As [`Restore::prepare`] for a folder of files as they are, which are the blobs themselves. What
+    /// `is_copied` is true of is copied.
+    pub(crate) fn prepare_from(source: &Path, is_copied: impl Fn(&Path, u64) -> bool) -> Restore {
+        /// So that no thread is left alone with a large folder.
+        const FILES_MAX: usize = 16;
+        let mut folders = Vec::new();
+        let mut below = vec![PathBuf::new()];
+        while let Some(folder) = below.pop() {
+            let mut files = Vec::new();
+            let listed = fs::read_dir(source.join(&folder)).expect("the source can be listed");
+            for entry in listed.map(|entry| entry.expect("the source can be listed")) {
+                let blob = folder.join(entry.file_name());
+                let stat = statat(CWD, entry.path(), AtFlags::SYMLINK_NOFOLLOW);
+                let stat = stat.expect("the source is not changed");
+                match FileType::from_raw_mode(stat.st_mode) {
+                    FileType::Directory => below.push(blob),
+                    FileType::RegularFile => files.push(RestoreFile {
+                        name: c_string(Path::new(&entry.file_name())),
+                        mode: Mode::from_raw_mode(stat.st_mode),
+                        modified: times(&stat),
+                        small: is_copied(&blob, stat.st_size as u64).then(Arc::default),
+                        blob: c_string(&blob),
+                    }),
+                    _ => {}
+                }
+            }
+            let path = c_string(&Path::new(ROOT).join(&folder));
+            // The first of a folder's parts makes it, and one of no files makes an empty one.
+            let mut parts = files.into_iter();
+            loop {
+                let files: Vec<_> = parts.by_ref().take(FILES_MAX).collect();
+                let is_last = files.len() < FILES_MAX;
+                folders.push(RestoreFolder { path: path.clone(), files });
+                if is_last {
+                    break;
+                }
+            }
+        }
+        Restore { folders, blobs: open(source) }
     }
 
     /// Makes the tree in a workspace; every file is a link, or a clone.
     pub(crate) fn run(&self, workspace: &Path, way: Way) {
         self.make(workspace, |(), folder, file| self.materialize(folder, file, way).map(drop));
+    }
+
+    /// Links every file, and looks at each link: what was linked is judged by its own stat, or somebody
+    /// may have written to it (I6, section 7.1 of DESIGN.md).
+    pub(crate) fn run_judging(&self, workspace: &Path) {
+        self.make(workspace, |(), folder, file| {
+            self.materialize(folder, file, Way::Link)?;
+            std::hint::black_box(statat(folder, &*file.name, AtFlags::SYMLINK_NOFOLLOW)?);
+            Ok(())
+        });
     }
 
     /// Makes the tree in a workspace as mode `auto` does: small files are copies.
@@ -120,12 +172,32 @@ impl Restore {
                     let made = openat(folder, &*file.name, CREATE_FLAGS, file.mode)?;
                     return write_all(&made, bytes);
                 }
-                let length = read_file(self.blobs.as_fd(), &file.blob, buffer)?;
-                let made = openat(folder, &*file.name, CREATE_FLAGS, file.mode)?;
-                write_all(&made, &buffer[..length])?;
+                let made = self.copy(folder, file, buffer)?;
                 futimens(made, &file.modified)
             },
         );
+    }
+
+    /// Copies a blob, a buffer at a time, and hashes it on the way. Returns the new file's handle.
+    fn copy(
+        &self,
+        folder: BorrowedFd<'_>,
+        file: &RestoreFile,
+        buffer: &mut [u8],
+    ) -> Result<OwnedFd, Errno> {
+        let blob = openat(&self.blobs, &*file.blob, READ_FLAGS, Mode::empty())?;
+        let made = openat(folder, &*file.name, CREATE_FLAGS, file.mode)?;
+        let mut hasher = blake3::Hasher::new();
+        loop {
+            let length = read(&blob, &mut *buffer)?;
+            hasher.update(&buffer[..length]);
+            write_all(&made, &buffer[..length])?;
+            // Only the end of a regular file makes a read short.
+            if length < buffer.len() {
+                std::hint::black_box(hasher.finalize());
+                return Ok(made);
+            }
+        }
     }
 
     /// The new file's handle, but for links.
@@ -162,8 +234,11 @@ impl Restore {
         let root = openat(CWD, workspace, FOLDER_FLAGS, Mode::empty());
         let root = root.expect("the workspace is there");
         for folder in &self.folders {
-            let made = mkdirat(&root, &*folder.path, Mode::from_raw_mode(0o755));
-            made.expect("a parent comes before its children");
+            match mkdirat(&root, &*folder.path, Mode::from_raw_mode(0o755)) {
+                // Another part of it.
+                Err(Errno::EXIST) => {}
+                made => made.expect("a parent comes before its children"),
+            }
         }
         let next = AtomicUsize::new(0);
         let run = || {
@@ -185,6 +260,15 @@ impl Restore {
     }
 }
 
+fn c_string(path: &Path) -> CString {
+    CString::new(path.as_os_str().as_bytes()).expect("no path holds a zero")
+}
+
+fn times(stat: &Stat) -> Timestamps {
+    let time = Timespec { tv_sec: stat.st_mtime, tv_nsec: stat.st_mtime_nsec as i64 };
+    Timestamps { last_access: time, last_modification: time }
+}
+
 fn publish_blob(
     blobs: BorrowedFd<'_>,
     bytes: &[u8],
@@ -203,7 +287,7 @@ fn publish_blob(
     name
 }
 
-fn blob_name(bytes: &[u8]) -> String {
+pub(super) fn blob_name(bytes: &[u8]) -> String {
     let hex = blake3::hash(bytes).to_hex();
     format!("{}/{}", &hex[..2], &hex[2..])
 }
@@ -360,7 +444,7 @@ fn read_file(folder: BorrowedFd<'_>, name: &CStr, buffer: &mut Vec<u8>) -> Resul
     }
 }
 
-fn write_all(file: &OwnedFd, mut bytes: &[u8]) -> Result<(), Errno> {
+pub(super) fn write_all(file: &OwnedFd, mut bytes: &[u8]) -> Result<(), Errno> {
     while !bytes.is_empty() {
         let count = write(file, bytes)?;
         bytes = &bytes[count..];

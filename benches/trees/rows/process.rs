@@ -1,6 +1,7 @@
 //! The command, as a process of its own.
 
 use crate::trees::bench::{Bench, open, remove, run, task};
+use crate::trees::duties::{self, Records};
 use crate::trees::measure::{Contender, take_turns, timed};
 use crate::trees::report::{Bound, Report};
 use crate::trees::walk::walk_and_stat;
@@ -48,13 +49,26 @@ pub(super) fn run_hit(bench: &Bench<'_>, row: &str, report: &mut Report<'_>) {
         let root = &root;
         Box::new(move || timed(|| walk_and_stat(root, threads)).0)
     };
-    let [larder, alone, together] =
-        take_turns(bench.options.pairs, [larder, walk(1), walk(THREADS)]);
+    let (records, key_bytes) = (Records::of(&store), duties::key_bytes(bench.tree));
+    let keyed: Contender<'_> = Box::new(|| {
+        timed(|| {
+            run(&mut Command::new("/bin/true"));
+            records.read_ledger();
+            walk_and_stat(&root, THREADS);
+            std::hint::black_box(blake3::hash(&key_bytes));
+        })
+        .0
+    });
+    let [larder, alone, together, keyed] =
+        take_turns(bench.options.pairs, [larder, walk(1), walk(THREADS), keyed]);
     let done = format!("{} of input, unchanged; 1 output in place", bench.tree.setting);
     let against = ("1 thread: readdir, stat of inputs", bench.on_ext4(2.0));
     bench.line(report, row, against, (&larder, &alone), &done);
     let against = ("2 threads: readdir, stat of inputs", Bound::Information);
     bench.line(report, row, against, (&larder, &together), &done);
+    // A process has to start; the ledger and the key are hashed (sections 2, 4.7 of DESIGN.md).
+    let against = ("the same, ledger, key, and /bin/true", Bound::Information);
+    bench.line(report, row, against, (&larder, &keyed), &done);
     remove(&workspace);
     remove(&store);
 }

@@ -1,13 +1,14 @@
 //! Restores, into workspaces without the outputs and into ones that have them.
 
 use crate::trees::bench::{Bench, copy, describe, make, remove, restore};
+use crate::trees::duties::Records;
 use crate::trees::floor::{self, Small, Way};
 use crate::trees::measure::{Contender, take_turns, timed};
 use crate::trees::options::Scale;
 use crate::trees::report::{Bound, Report};
 use crate::trees::walk::{walk, walk_and_stat};
 use crate::trees::workload::{ROOT, THREADS};
-use larder::{Cache, LinkMode, MtimeMode, RestoreOptions};
+use larder::{Cache, LINK_BYTES_MIN, LinkMode, MtimeMode, RestoreOptions};
 use rustix::fs::{AtFlags, CWD, statat};
 use std::fs;
 use std::path::Path;
@@ -22,16 +23,24 @@ fn hardlinks() -> RestoreOptions {
 pub(super) fn hardlink(bench: &Bench<'_>, row: &str, report: &mut Report<'_>) {
     let setup = Setup::new(bench);
     let done = setup.done(hardlinks());
-    let [larder, floor, copied] = take_turns(
+    let records = Records::of(setup.cache.path());
+    let [larder, floor, judging, copied] = take_turns(
         bench.options.pairs,
         [
             bench.in_folder(|workspace| restore(&setup.cache, workspace, hardlinks())),
             bench.in_folder(|workspace| setup.floor.run(workspace, Way::Link)),
+            bench.in_folder(|workspace| {
+                let manifest = records.decode();
+                setup.floor.run_judging(workspace);
+                manifest
+            }),
             copy_links(bench),
         ],
     );
     let against = ("2 threads: linkat", bench.on_ext4(1.25));
     bench.line(report, row, against, (&larder, &floor), &done);
+    let against = ("the same, judges links, decodes", Bound::Information);
+    bench.line(report, row, against, (&larder, &judging), &done);
     let against = ("cp -al", bench.on_ext4(0.5));
     bench.line(report, row, against, (&larder, &copied), &done);
 }
@@ -72,7 +81,7 @@ pub(super) fn auto(bench: &Bench<'_>, row: &str, report: &mut Report<'_>) {
     );
     let against = ("2 threads: write small, link large", bench.on_ext4(1.25));
     bench.line(report, row, against, (&larder, &from_memory), &done);
-    let against = ("the same, reads blobs, sets times", Bound::Information);
+    let against = ("the same, reads, hashes blobs, sets times", Bound::Information);
     bench.line(report, row, against, (&larder, &from_blobs), &done);
     let against = ("cp -al", bench.on_ext4(0.95));
     bench.line(report, row, against, (&larder, &copied), &done);
@@ -97,16 +106,24 @@ pub(super) fn target_folder(bench: &Bench<'_>, row: &str, report: &mut Report<'_
     thread::sleep(Duration::from_millis(100));
     let (store, cache) = bench.store_with(&workspace);
     let done = done(bench, &cache, RestoreOptions::default());
-    let [larder, copied] = take_turns(
+    // As mode `auto` chooses (section 7 of DESIGN.md).
+    let plan = floor::Restore::prepare_from(&source, |path, size_bytes| {
+        let is_private = || path.extension().is_some_and(|last| last == "rmeta" || last == "o");
+        size_bytes < LINK_BYTES_MIN || (bench.way == Way::Link && is_private())
+    });
+    let [larder, copied, floor] = take_turns(
         bench.options.pairs,
         [
             bench.in_folder(|target| restore(&cache, target, RestoreOptions::default())),
             bench.in_folder(|target| copy(&["-a", "--reflink=auto"], &source, &target.join(ROOT))),
+            bench.in_folder(|target| plan.run_auto(target, bench.way, Small::FromBlobs)),
         ],
     );
     let bound = if bench.way == Way::Clone { 1.0 } else { 0.25 };
     let against = ("cp -a --reflink=auto", Bound::Ratio(bound));
     bench.line(report, row, against, (&larder, &copied), &done);
+    let against = ("2 threads: read, hash, write; link large", Bound::Information);
+    bench.line(report, row, against, (&larder, &floor), &done);
     drop(cache);
     remove(&store);
     remove(&workspace);
@@ -124,10 +141,12 @@ pub(super) fn in_place(bench: &Bench<'_>, row: &str, report: &mut Report<'_>) {
         let larder: Contender<'_> = Box::new(|| timed(|| restore(&cache, &workspace, options)).0);
         let root = workspace.join(ROOT);
         let floor: Contender<'_> = Box::new(|| timed(|| walk_and_stat(&root, THREADS)).0);
+        let records = Records::of(&store);
         let reading: Contender<'_> = Box::new(|| {
             timed(|| {
-                floor::hash_files_below(&store.join("manifests"));
+                let manifest = records.decode();
                 walk_and_stat(&root, THREADS);
+                manifest
             })
             .0
         });
@@ -136,7 +155,7 @@ pub(super) fn in_place(bench: &Bench<'_>, row: &str, report: &mut Report<'_>) {
         let measure = format!("{mode}; 2 threads: readdir, stat");
         let against = (&*measure, bench.on_ext4(1.3));
         bench.line(report, row, against, (&larder, &floor), &done);
-        let measure = format!("{mode}; the same, reads the manifest");
+        let measure = format!("{mode}; the same, decodes, reads ledger");
         let against = (&*measure, Bound::Information);
         bench.line(report, row, against, (&larder, &reading), &done);
         let changed = before.iter().zip(&after).filter(|(before, after)| before != after).count()

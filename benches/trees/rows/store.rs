@@ -2,6 +2,7 @@
 //! change, and of large files.
 
 use crate::trees::bench::{Bench, TASK, copy, make, open, remove, run, store};
+use crate::trees::duties::{self, Blobs, Records};
 use crate::trees::floor::{self, Publish, Way};
 use crate::trees::measure::{Contender, ProcessorTime, Samples, take_turns, timed};
 use crate::trees::report::{Bound, Figure, Line, Report};
@@ -82,14 +83,24 @@ pub(super) fn known(bench: &Bench<'_>, row: &str, report: &mut Report<'_>) {
         assert_eq!(stored.new_blobs, 0, "the store knows the contents");
         duration
     });
-    let floor: Contender<'_> = Box::new(|| {
+    let latest = || {
         let copies = copies.borrow();
-        let workspace = copies.last().expect("Larder comes first and made it");
-        timed(|| floor::store_known(workspace, &fan_out)).0
+        copies.last().expect("Larder comes first and made it").clone()
+    };
+    let floor: Contender<'_> = Box::new(|| {
+        let workspace = latest();
+        timed(|| floor::store_known(&workspace, &fan_out)).0
     });
-    let [larder, floor] = take_turns(bench.options.pairs, [larder, floor]);
+    let (known, records) = (Blobs::of(bench.tree, &blobs), Records::of(&folder));
+    let proving: Contender<'_> = Box::new(|| {
+        let workspace = latest();
+        timed(|| duties::store_known(&workspace, &known, &records)).0
+    });
+    let [larder, floor, proving] = take_turns(bench.options.pairs, [larder, floor, proving]);
     let against = ("2 threads: read, hash, stat of blob", bench.on_ext4(1.3));
     bench.line(report, row, against, (&larder, &floor), &bench.tree.setting);
+    let against = ("the same, checks files, blobs, writes", Bound::Information);
+    bench.line(report, row, against, (&larder, &proving), &bench.tree.setting);
     drop(cache);
     copies.borrow().iter().chain([&folder, &blobs]).for_each(|folder| remove(folder));
 }
@@ -103,24 +114,23 @@ pub(super) fn again(bench: &Bench<'_>, row: &str, report: &mut Report<'_>) {
         let root = &root;
         Box::new(move || timed(|| walk_and_stat(root, threads)).0)
     };
-    let with_blobs: Contender<'_> = Box::new(|| {
-        timed(|| {
-            walk_and_stat(&root, THREADS);
-            walk_and_stat(&folder.join("blobs"), THREADS);
-        })
-        .0
-    });
-    let [larder, alone, together, with_blobs] =
-        take_turns(bench.options.pairs, [larder, walk(1), walk(THREADS), with_blobs]);
+    let blobs = bench.fresh("blobs");
+    floor::store(bench.source(), &floor::make_fan_out(&blobs), Publish::Link);
+    let (known, records) = (Blobs::of(bench.tree, &blobs), Records::of(&folder));
+    let proving: Contender<'_> =
+        Box::new(|| timed(|| duties::store_again(bench.source(), &known, &records)).0);
+    let [larder, alone, together, proving] =
+        take_turns(bench.options.pairs, [larder, walk(1), walk(THREADS), proving]);
     let done = &bench.tree.setting;
     let against = ("1 thread: readdir, stat", bench.on_ext4(2.0));
     bench.line(report, row, against, (&larder, &alone), done);
     let against = ("2 threads: readdir, stat", Bound::Information);
     bench.line(report, row, against, (&larder, &together), done);
-    let against = ("the same, and of the store's blobs", Bound::Information);
-    bench.line(report, row, against, (&larder, &with_blobs), done);
+    let against = ("the same, proves blobs, reads, writes", Bound::Information);
+    bench.line(report, row, against, (&larder, &proving), done);
     drop(cache);
     remove(&folder);
+    remove(&blobs);
 }
 
 pub(super) fn large_by_reflink(bench: &Bench<'_>, row: &str, report: &mut Report<'_>) {
@@ -145,7 +155,8 @@ pub(super) fn large_by_reflink(bench: &Bench<'_>, row: &str, report: &mut Report
         Box::new(|| timed(|| floor::hash_large(&files)).0)
     };
     let larder = bench.in_store(Durability::Relaxed, |cache| store(cache, TASK, bench.large()));
-    let [larder, floor] = take_turns(bench.options.pairs, [larder, floor]);
+    let cloning = bench.in_folder(|folder| duties::clone_and_hash(&files, folder));
+    let [larder, floor, cloning] = take_turns(bench.options.pairs, [larder, floor, cloning]);
     let name = if has_program {
         "b3sum --num-threads 2"
     } else {
@@ -153,6 +164,8 @@ pub(super) fn large_by_reflink(bench: &Bench<'_>, row: &str, report: &mut Report
     };
     let done = &stored_once(bench, bench.large());
     bench.line(report, row, (name, Bound::Ratio(1.3)), (&larder, &floor), done);
+    let against = ("2 threads: FICLONE, read, hash", Bound::Information);
+    bench.line(report, row, against, (&larder, &cloning), done);
 }
 
 /// Writing hundreds of megabytes takes one of two times, so the shortest are compared, and what the
