@@ -234,7 +234,7 @@ struct Header {
 
 impl Header {
     fn read(text: &Arc<Vec<u8>>) -> Decoded<Header> {
-        let mut header = Reader { text, next: 8, end: HEADER_BYTES };
+        let mut header = Reader::new(text, 8..HEADER_BYTES);
         if u16::from_le_bytes(header.array()?) != VERSION {
             return Err(DecodeError::Newer);
         }
@@ -269,7 +269,7 @@ fn check_hashes(text: &Arc<Vec<u8>>) -> Decoded<()> {
 }
 
 fn claimed_roots(text: &Arc<Vec<u8>>) -> Decoded<Vec<Root>> {
-    let body = Reader { text, next: HEADER_BYTES, end: Header::read(text)?.body_end };
+    let body = Reader::new(text, HEADER_BYTES..Header::read(text)?.body_end);
     let mut roots = Vec::new();
     sections(body, |tag, section| {
         if tag == SECTION_ROOTS {
@@ -284,10 +284,10 @@ fn claimed_roots(text: &Arc<Vec<u8>>) -> Decoded<Vec<Root>> {
 
 fn decode_text(text: &Arc<Vec<u8>>) -> Decoded<(TaskDigest, Manifest)> {
     let Header { task, body_digest, body_end } = Header::read(text)?;
-    let body = Reader { text, next: HEADER_BYTES, end: body_end };
+    let body = Reader::new(text, HEADER_BYTES..body_end);
     let mut manifest = Manifest::decode_body(body)?;
     let mut origin = None;
-    let trailer = Reader { text, next: body_end, end: text.len() - CHECKSUM_BYTES };
+    let trailer = Reader::new(text, body_end..text.len() - CHECKSUM_BYTES);
     sections(trailer, |tag, section| {
         match tag {
             SECTION_ORIGIN => {
@@ -366,7 +366,7 @@ fn sections<'a>(
         }
         last = Some(number);
         let section = reader.part()?;
-        let mut section = Reader { text: reader.text, next: section.start, end: section.end };
+        let mut section = Reader::new(reader.text, section);
         if take(tag, &mut section)? {
             if section.left() > 0 {
                 return Err(DecodeError::NotCanonical("a section is too long"));
@@ -480,9 +480,15 @@ struct Reader<'a> {
     text: &'a Arc<Vec<u8>>,
     next: usize,
     end: usize,
+    /// Where the path lies that was read last, if any.
+    path: Range<usize>,
 }
 
 impl<'a> Reader<'a> {
+    fn new(text: &'a Arc<Vec<u8>>, part: Range<usize>) -> Reader<'a> {
+        Reader { text, next: part.start, end: part.end, path: 0..0 }
+    }
+
     const TRUNCATED: DecodeError = DecodeError::NotCanonical("a section is too short");
 
     fn left(&self) -> usize {
@@ -570,8 +576,11 @@ impl<'a> Reader<'a> {
     }
 
     fn path(&mut self) -> Decoded<OutputPath> {
-        OutputPath::within(self.text, self.part()?)
-            .map_err(|error| DecodeError::NotCanonical(error.0))
+        let part = self.part()?;
+        let path = OutputPath::within(self.text, part.clone(), &self.text[self.path.clone()])
+            .map_err(|error| DecodeError::NotCanonical(error.0))?;
+        self.path = part;
+        Ok(path)
     }
 
     fn root(&mut self) -> Decoded<Root> {

@@ -58,7 +58,7 @@ impl OutputPath {
     /// # Errors
     /// As for [`OutputPath::parse`].
     pub fn from_bytes(bytes: &[u8]) -> Result<OutputPath, PathError> {
-        check(bytes)?;
+        check(bytes, b"")?;
         Ok(OutputPath { text: Arc::new(bytes.to_vec()), start: 0, end: bytes.len() as u32 })
     }
 
@@ -74,11 +74,12 @@ impl OutputPath {
         let mut text = Vec::new();
         paths.clone().for_each(|path| text.extend_from_slice(bytes(path)));
         let text = Arc::new(text);
-        let mut start = 0;
+        let mut last = 0..0;
         let parse = |path| {
-            let part = start..start + bytes(path).len();
-            start = part.end;
-            OutputPath::within(&text, part)
+            let part = last.end..last.end + bytes(path).len();
+            let parsed = OutputPath::within(&text, part.clone(), &text[last.clone()]);
+            last = if parsed.is_ok() { part } else { part.end..part.end };
+            parsed
         };
         paths.map(parse).collect()
     }
@@ -105,15 +106,20 @@ impl OutputPath {
             let text = Arc::new(text);
             let starts = std::iter::once(0).chain(ends.iter().copied());
             paths.extend(
-                starts.zip(&ends).map(|(start, end)| OutputPath::within(&text, start..*end)),
+                starts.zip(&ends).map(|(start, end)| OutputPath::within(&text, start..*end, b"")),
             );
         }
         paths
     }
 
-    /// Checks a path that is part of a text of less than 4 GiB, and does not copy it.
-    pub(super) fn within(text: &Arc<Vec<u8>>, part: Range<usize>) -> Result<OutputPath, PathError> {
-        check(&text[part.clone()])?;
+    /// Checks a path that is part of a text of less than 4 GiB, and does not copy it. `neighbour` is a
+    /// path that was checked, or empty: where both lie in one directory, only the name is looked at.
+    pub(super) fn within(
+        text: &Arc<Vec<u8>>,
+        part: Range<usize>,
+        neighbour: &[u8],
+    ) -> Result<OutputPath, PathError> {
+        check(&text[part.clone()], neighbour)?;
         let (start, end) = (part.start as u32, part.end as u32);
         Ok(OutputPath { text: Arc::clone(text), start, end })
     }
@@ -138,8 +144,7 @@ impl OutputPath {
     /// Returns the last component.
     pub fn name(&self) -> &OsStr {
         let bytes = self.as_bytes();
-        let start = bytes.iter().rposition(|&byte| byte == b'/').map_or(0, |slash| slash + 1);
-        OsStr::from_bytes(&bytes[start..])
+        OsStr::from_bytes(&bytes[name_start(bytes)..])
     }
 
     /// Whether `self` is `other`, or a directory on the way to it.
@@ -163,7 +168,7 @@ impl OutputPath {
     }
 }
 
-fn check(bytes: &[u8]) -> Result<(), PathError> {
+fn check(bytes: &[u8], neighbour: &[u8]) -> Result<(), PathError> {
     if bytes.is_empty() {
         return Err(PathError("the path is empty"));
     }
@@ -173,10 +178,12 @@ fn check(bytes: &[u8]) -> Result<(), PathError> {
     if bytes[0] == b'/' {
         return Err(PathError("the path is absolute"));
     }
-    if bytes.contains(&0) {
+    let (folder, name) = bytes.split_at(name_start(bytes));
+    let unknown = if neighbour.starts_with(folder) { name } else { bytes };
+    if unknown.contains(&0) {
         return Err(PathError("the path contains NUL"));
     }
-    for name in bytes.split(|&byte| byte == b'/') {
+    for name in unknown.split(|&byte| byte == b'/') {
         match name {
             b"" => return Err(PathError("the path has an empty component")),
             b"." => return Err(PathError("the path has a component '.'")),
@@ -188,6 +195,11 @@ fn check(bytes: &[u8]) -> Result<(), PathError> {
         }
     }
     Ok(())
+}
+
+/// Where the last component begins.
+fn name_start(bytes: &[u8]) -> usize {
+    bytes.iter().rposition(|&byte| byte == b'/').map_or(0, |slash| slash + 1)
 }
 
 impl PartialEq for OutputPath {
@@ -266,6 +278,22 @@ mod tests {
     #[test]
     fn names_that_are_not_utf8_are_paths_too() {
         assert!(OutputPath::from_bytes(b"caf\xe9/\xff").is_ok());
+    }
+
+    #[test]
+    fn a_neighbour_hides_nothing() {
+        let names: [&[u8]; 9] =
+            [b"x", b"", b".", b"..", b"a\0b", b"x/", b"x//y", b"../x", &[b'n'; 256]];
+        for folder in ["", "/", "a/", "a/b/", "a//", "../", "a/./"] {
+            for name in names {
+                let path = [folder.as_bytes(), name].concat();
+                let (text, expected) = (Arc::new(path.clone()), check(&path, b""));
+                for neighbour in ["", "a", "a/b", "a/b/c", "b/c", "a/b/c/d"] {
+                    let found = OutputPath::within(&text, 0..path.len(), neighbour.as_bytes());
+                    assert_eq!(found.map(drop), expected, "{text:?} beside {neighbour}");
+                }
+            }
+        }
     }
 
     #[test]
