@@ -21,8 +21,10 @@ use std::collections::BinaryHeap;
 use std::sync::atomic;
 use std::time::{Duration, Instant};
 
-/// So many entries are removed at once.
+/// So many entries are removed at once,
 const BATCH_ENTRIES: usize = 64;
+/// and so many files, unless one entry has more.
+const BATCH_INODES: f64 = 16384.0;
 /// What is in quarantine is kept so long for people to look at, where space is short.
 const QUARANTINE_SECONDS: i64 = 24 * 3600;
 /// How often entries are looked at for their age, in seconds.
@@ -634,6 +636,7 @@ fn folder_bytes(totals: &Totals) -> u64 {
 fn take(candidates: &mut Vec<Candidate>, need: Need) -> Vec<Candidate> {
     let (mut batch, mut bytes, mut inodes) = (Vec::new(), 0_u64, 0.0);
     while batch.len() < BATCH_ENTRIES
+        && inodes < BATCH_INODES
         && candidates.last().is_some_and(|next| {
             next.is_expired || bytes < need.bytes || inodes < need.inodes as f64
         })

@@ -251,6 +251,8 @@ impl Drop for Sweeper<'_> {
             let _ = marking.write_all_at(&MARKING_ENDED, 0);
             let _ = marking.set_len(MARKING_HEADER_BYTES);
         }
+        // The index needs memory, too.
+        self.counts = Counts::new();
         if !self.removed.is_empty() {
             let rows: Vec<Change> = self.removed.iter().copied().map(Change::Remove).collect();
             self.cache.inner.index.note_all(&rows);
@@ -349,22 +351,24 @@ impl Sweeper<'_> {
     /// nobody needs without them.
     pub(super) fn remove_entries(&mut self, victims: &[(TaskDigest, Stamp)]) -> Result<Swept> {
         let cache = self.cache;
-        let mut loaded = Vec::new();
+        let (mut loaded, mut blobs) = (Vec::new(), Vec::new());
         for (task, stamp) in victims {
             let shard = layout::Shard::of_manifest(task.as_bytes());
             if let Loaded::Entry(manifest, stat) =
                 cache.load_manifest(&cache.inner.manifests, shard.name(), task)?
                 && stat.stamp() == *stamp
             {
-                loaded.push((*task, *manifest, stat));
+                let start = blobs.len();
+                blobs.extend(manifest.blobs().map(|(blob, mode)| (blob.digest, mode)));
+                loaded.push((*task, stat, start..blobs.len()));
             }
         }
         let mut swept = Swept::default();
         let mut gone = Totals::default();
-        let mut released = Vec::new();
+        let mut released = 0;
         {
             let _section = cache.enter(LockMode::Exclusive, self.cancel)?;
-            for (task, manifest, stat) in loaded {
+            for (task, stat, needs) in loaded {
                 if !cache.is_manifest(&task, stat.stamp())? || !cache.unlink_manifest(&task)? {
                     continue;
                 }
@@ -373,19 +377,19 @@ impl Sweeper<'_> {
                 swept.freed_bytes += stat.allocated_bytes;
                 gone.entries += 1;
                 gone.manifest_bytes += stat.allocated_bytes;
-                released.push(manifest);
+                let length = needs.len();
+                blobs.copy_within(needs, released);
+                released += length;
             }
             cache.inner.tally.change(|reading| reading.subtract(&gone));
         }
-        let mut candidates = Vec::new();
-        for (blob, mode) in released.iter().flat_map(Manifest::blobs) {
-            let tag = tag_of(&blob.digest, mode);
+        blobs.truncate(released);
+        blobs.retain(|(digest, mode)| {
+            let tag = tag_of(digest, *mode);
             self.counts.remove(tag);
-            if self.counts.get(tag) == 0 {
-                candidates.push((blob.digest, mode));
-            }
-        }
-        swept.add(&self.sweep(&candidates)?);
+            self.counts.get(tag) == 0
+        });
+        swept.add(&self.sweep(&blobs)?);
         Ok(swept)
     }
 
