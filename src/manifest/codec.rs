@@ -9,6 +9,7 @@
 
 use super::{
     BlobRef, LogStream, Logs, Manifest, Node, NodeKind, Origin, OutputPath, Root, RootKind,
+    SHA256_BYTES,
 };
 use crate::digest::Digest;
 use crate::disk::Timestamp;
@@ -37,6 +38,7 @@ const SECTION_KEY_PARTS: u16 = 5;
 const SECTION_ORIGIN: u16 = CRITICAL | 0x41;
 const SECTION_WRITER: u16 = 0x42;
 const SECTION_SIGNATURE: u16 = 0x43;
+const SECTION_SHA256: u16 = 0x44;
 
 /// Why bytes are no manifest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -61,18 +63,31 @@ type Decoded<T> = Result<T, DecodeError>;
 impl Manifest {
     /// Encodes the whole manifest file for `task`, with the signature that it has.
     pub fn encode(&self, task: &TaskDigest) -> Vec<u8> {
-        let writer = self.writer.as_ref();
-        finish(self.header_and_body(), task, &self.origin, writer, |_| self.signature.clone())
+        finish(self.header_and_body(), task, &self.trailer(), |_| self.signature.clone())
+    }
+
+    /// Encodes what other machines may get of the entry of `task`: as [`Manifest::encode`], without its
+    /// origin, which says nothing elsewhere. Writer and signature stay. The same entry has the same
+    /// portable form in every store, but for `sha256`.
+    pub fn encode_portable(&self, task: &TaskDigest) -> Vec<u8> {
+        let trailer = Trailer { origin: Origin::default(), ..self.trailer() };
+        finish(self.header_and_body(), task, &trailer, |_| self.signature.clone())
     }
 
     /// As [`Manifest::encode`], with a signature of this key, or none.
     pub(crate) fn encode_signed(&mut self, task: &TaskDigest, key: Option<&SigningKey>) -> Vec<u8> {
-        let (file, writer) = (self.header_and_body(), self.writer.as_ref());
-        let signature = &mut self.signature;
-        finish(file, task, &self.origin, writer, |body| {
-            *signature = key.map(|key| key.sign(task, body, writer));
-            signature.clone()
-        })
+        let mut made = None;
+        let bytes = finish(self.header_and_body(), task, &self.trailer(), |body| {
+            made = key.map(|key| key.sign(task, body, self.writer.as_ref()));
+            made.clone()
+        });
+        self.signature = made;
+        bytes
+    }
+
+    fn trailer(&self) -> Trailer<'_> {
+        let Manifest { origin, writer, sha256, .. } = self;
+        Trailer { origin: *origin, writer: writer.as_ref(), sha256 }
     }
 
     /// The body, behind room for the header.
@@ -187,6 +202,7 @@ impl Manifest {
             origin: Origin::default(),
             writer: None,
             signature: None,
+            sha256: Vec::new(),
         };
         manifest.check().map_err(|error| DecodeError::NotCanonical(error.reason))?;
         Ok(manifest)
@@ -302,6 +318,7 @@ fn decode_text(text: &Arc<Vec<u8>>) -> Decoded<(TaskDigest, Manifest)> {
                 manifest.signature = section.signature(body_digest)?;
                 return Ok(manifest.signature.is_some());
             }
+            SECTION_SHA256 => manifest.sha256 = section.sha256(&manifest)?,
             _ => return Ok(false),
         }
         Ok(true)
@@ -315,7 +332,14 @@ fn decode_text(text: &Arc<Vec<u8>>) -> Decoded<(TaskDigest, Manifest)> {
 pub(crate) fn wrap_body(body: &[u8], task: &TaskDigest, origin: &Origin) -> Vec<u8> {
     let mut file = Writer(vec![0; HEADER_BYTES]);
     file.0.extend_from_slice(body);
-    finish(file, task, origin, None, |_| None)
+    finish(file, task, &Trailer { origin: *origin, writer: None, sha256: &[] }, |_| None)
+}
+
+/// What stands behind the body, but for the signature.
+struct Trailer<'a> {
+    origin: Origin,
+    writer: Option<&'a WriterName>,
+    sha256: &'a [[u8; SHA256_BYTES]],
 }
 
 /// Fills the room for the header before a body, and puts trailer and checksum behind it. `sign` is told
@@ -323,8 +347,7 @@ pub(crate) fn wrap_body(body: &[u8], task: &TaskDigest, origin: &Origin) -> Vec<
 fn finish(
     mut file: Writer,
     task: &TaskDigest,
-    origin: &Origin,
-    writer: Option<&WriterName>,
+    trailer: &Trailer<'_>,
     sign: impl FnOnce(&[u8; 32]) -> Option<Signature>,
 ) -> Vec<u8> {
     let (header, body) = file.0.split_at_mut(HEADER_BYTES);
@@ -335,6 +358,7 @@ fn finish(
     rest[12..44].copy_from_slice(task.as_bytes());
     let body_digest = blake3::derive_key(BODY_CONTEXT, body);
     rest[44..].copy_from_slice(&body_digest);
+    let Trailer { origin, writer, sha256 } = trailer;
     file.section(SECTION_ORIGIN, |section| {
         section.timestamp(origin.stored_at);
         section.0.extend_from_slice(&origin.incarnation);
@@ -345,6 +369,9 @@ fn finish(
     }
     if let Some(signature) = sign(&body_digest) {
         file.section(SECTION_SIGNATURE, |section| section.signature(&signature));
+    }
+    if !sha256.is_empty() {
+        file.section(SECTION_SHA256, |section| section.0.extend_from_slice(sha256.as_flattened()));
     }
     let checksum = blake3::derive_key(CHECKSUM_CONTEXT, &file.0);
     file.0.extend_from_slice(&checksum);
@@ -640,6 +667,15 @@ impl<'a> Reader<'a> {
         Ok(Some(Signature { kind, key, body, bytes }))
     }
 
+    /// One row for each distinct blob, and at least one.
+    fn sha256(&mut self, manifest: &Manifest) -> Decoded<Vec<[u8; SHA256_BYTES]>> {
+        let (rows, rest) = self.take(self.left())?.as_chunks();
+        if rows.is_empty() || !rest.is_empty() || rows.len() != manifest.distinct_blobs().len() {
+            return Err(DecodeError::NotCanonical("there is not one SHA-256 for each blob"));
+        }
+        Ok(rows.to_vec())
+    }
+
     fn log(&mut self) -> Decoded<LogStream> {
         match self.byte()? {
             0 => Ok(LogStream::Inline(self.byte_string()?.into())),
@@ -738,6 +774,67 @@ mod tests {
         let checksum = blake3::derive_key(CHECKSUM_CONTEXT, &file.0);
         file.0.extend_from_slice(&checksum);
         file.0
+    }
+
+    #[test]
+    fn the_portable_form_leaves_the_origin_out_and_nothing_else() {
+        let mut manifest = sample();
+        manifest.writer = "ci".parse().ok();
+        let key = SigningKey::generate(KeyKind::Blake3).expect("the system has randomness");
+        manifest.encode_signed(&task(), Some(&key));
+        let portable = manifest.encode_portable(&task());
+        let here = |seconds| Origin {
+            stored_at: Timestamp { seconds, nanoseconds: 1 },
+            incarnation: [seconds as u8; 16],
+            epoch: 7,
+        };
+        for seconds in [3, 4] {
+            manifest.origin = here(seconds);
+            assert_eq!(manifest.encode_portable(&task()), portable, "the same in every store");
+            assert_ne!(manifest.encode(&task()), portable);
+        }
+        let decoded = Manifest::decode(&portable, &task()).expect("a manifest");
+        assert!(decoded.is_same_entry(&manifest) && decoded.origin == Origin::default());
+        assert!(key.trusted().has_signed(&task(), &decoded), "the signature goes with it");
+        assert!(!sample().is_same_entry(&manifest), "another writer");
+    }
+
+    #[test]
+    fn a_sha256_for_each_blob_comes_back_and_is_not_part_of_what_is_signed() {
+        let mut manifest = sample();
+        // One content twice, and once more as a log of that many bytes would be.
+        manifest.key_parts = Some(BlobRef { digest: Digest::of(b"err"), size_bytes: 5000 });
+        let blobs = manifest.distinct_blobs();
+        assert_eq!(manifest.blobs().count(), 5);
+        assert_eq!(blobs.len(), 4, "each digest once");
+        let key = SigningKey::generate(KeyKind::Blake3).expect("the system has randomness");
+        let plain = manifest.encode_signed(&task(), Some(&key));
+        manifest.sha256 = (0..4).map(|row| [row; SHA256_BYTES]).collect();
+        let bytes = manifest.encode(&task());
+        assert_eq!(bytes.len(), plain.len() + 2 + 2 + 4 * SHA256_BYTES);
+        let decoded = Manifest::decode(&bytes, &task()).expect("a manifest");
+        assert_eq!(decoded, manifest);
+        assert!(key.trusted().has_signed(&task(), &decoded));
+        let plain = Manifest::decode(&plain, &task()).expect("a manifest");
+        assert!(plain.sha256.is_empty() && plain.is_same_entry(&decoded));
+    }
+
+    #[test]
+    fn a_wrong_number_of_sha256_is_refused() {
+        let rows = sample().distinct_blobs().len();
+        let column = |bytes: usize| with_section(SECTION_SHA256, &vec![7; bytes]);
+        assert!(Manifest::decode(&column(rows * SHA256_BYTES), &task()).is_ok());
+        for bytes in [0, 1, rows * SHA256_BYTES - 1, (rows - 1) * SHA256_BYTES, 1 << 20] {
+            let decoded = Manifest::decode(&column(bytes), &task());
+            assert!(matches!(decoded, Err(DecodeError::NotCanonical(_))), "{bytes} bytes");
+        }
+        let nothing = Manifest::assemble(Vec::new(), Vec::new()).expect("valid");
+        let mut file = Writer(nothing.encode(&task()));
+        file.0.truncate(file.0.len() - CHECKSUM_BYTES);
+        file.section(SECTION_SHA256, |_| {});
+        let checksum = blake3::derive_key(CHECKSUM_CONTEXT, &file.0);
+        file.0.extend_from_slice(&checksum);
+        assert!(Manifest::decode(&file.0, &task()).is_err(), "nothing is not said in two ways");
     }
 
     #[test]

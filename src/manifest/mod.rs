@@ -19,7 +19,7 @@ pub(crate) use codec::wrap_body;
 pub use path::{OutputPath, PathError};
 pub(crate) use path::{PATH_BYTES_MAX, compare_paths};
 
-use crate::digest::Digest;
+use crate::digest::{Digest, DigestSet};
 use crate::disk::Timestamp;
 use crate::error::Error;
 use crate::signature::{Signature, WriterName};
@@ -50,7 +50,14 @@ pub struct Manifest {
     pub writer: Option<WriterName>,
     /// Who vouches for it; not checked yet.
     pub signature: Option<Signature>,
+    /// SHA-256 of each blob, in the order of [`Manifest::distinct_blobs`]; empty if they are not known.
+    /// For those who know contents by that name. No signature covers it, so it is only believed where it
+    /// was made.
+    pub sha256: Vec<[u8; SHA256_BYTES]>,
 }
+
+/// The length of a SHA-256.
+pub(crate) const SHA256_BYTES: usize = 32;
 
 /// One declared output.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -203,6 +210,7 @@ impl Manifest {
             origin: Origin::default(),
             writer: None,
             signature: None,
+            sha256: Vec::new(),
         };
         manifest.normalize()?;
         Ok(manifest)
@@ -453,11 +461,34 @@ impl Manifest {
             }
             _ => None,
         });
+        files.chain(self.private_blobs())
+    }
+
+    /// Those of the blobs that are never linked into a workspace.
+    pub(crate) fn private_blobs(&self) -> impl Iterator<Item = (BlobRef, u32)> + '_ {
         let logs = [&self.logs.stdout, &self.logs.stderr].into_iter().filter_map(|log| match log {
-            LogStream::Blob(blob) => Some((*blob, PRIVATE_BLOB_MODE)),
+            LogStream::Blob(blob) => Some(*blob),
             LogStream::Inline(_) => None,
         });
-        files.chain(logs).chain(self.key_parts.map(|blob| (blob, PRIVATE_BLOB_MODE)))
+        logs.chain(self.key_parts).map(|blob| (blob, PRIVATE_BLOB_MODE))
+    }
+
+    /// Every blob that the entry needs, each digest once, in the order in which they are first named:
+    /// files by path, then stdout, stderr and key parts.
+    pub fn distinct_blobs(&self) -> Vec<BlobRef> {
+        let mut seen = DigestSet::default();
+        self.blobs().map(|(blob, _)| blob).filter(|blob| seen.insert(blob.digest)).collect()
+    }
+
+    /// Whether both are one entry: but for what each store notes of it for itself.
+    pub(crate) fn is_same_entry(&self, other: &Manifest) -> bool {
+        (self.exit_code, self.duration_ms) == (other.exit_code, other.duration_ms)
+            && self.roots == other.roots
+            && self.nodes == other.nodes
+            && self.logs == other.logs
+            && self.key_parts == other.key_parts
+            && self.writer == other.writer
+            && self.signature == other.signature
     }
 
     /// The number of bytes in all files of the tree.
@@ -554,6 +585,7 @@ pub(crate) mod tests {
             origin: Origin::default(),
             writer: None,
             signature: None,
+            sha256: Vec::new(),
         };
         manifest.normalize().expect("a valid manifest");
         manifest
