@@ -38,6 +38,13 @@ pub enum Error {
         actual: Option<Digest>,
     },
 
+    /// An entry that was made elsewhere is none that this store can take over. Nothing was stored.
+    #[error("cannot take over the entry: {reason}")]
+    EntryRefused {
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+
     /// The store was written by a newer version of Larder. Nothing was touched.
     #[error(
         "{path} has store format {found}; this version of larder knows formats up to {supported}"
@@ -122,6 +129,13 @@ pub enum Error {
     #[error("no entry for this key")]
     Miss,
 
+    /// A blob that an entry needs is not to be had: no source sent it.
+    #[error("the blob {digest} is not to be had")]
+    NoBlob {
+        /// Which one.
+        digest: Digest,
+    },
+
     /// An asynchronous operation was called outside of a tokio runtime.
     #[error("no tokio runtime is running on this thread")]
     NoRuntime,
@@ -146,6 +160,19 @@ pub enum Error {
         /// The store's root.
         path: PathBuf,
         /// Why not.
+        reason: &'static str,
+    },
+
+    /// Keys are trusted, and none of them has signed the entry.
+    #[error("none of the trusted keys has signed the entry")]
+    Untrusted,
+
+    /// A source sent something else than what it was asked for. It was thrown away.
+    #[error("what was sent as the blob {expected} {reason}")]
+    WrongBytes {
+        /// The blob that was asked for.
+        expected: Digest,
+        /// What is wrong with what came.
         reason: &'static str,
     },
 
@@ -177,6 +204,8 @@ pub enum ErrorKind {
     Io,
     /// Run the task.
     Miss,
+    /// Ask somebody else, or run the task: what another place sent is not what it should be.
+    Source,
     /// Look at the store: its format, owner or place.
     Store,
     /// Look at the workspace: what is missing, changing, or in the way.
@@ -197,7 +226,10 @@ impl Error {
             | Error::Key { .. }
             | Error::NoRuntime => ErrorKind::Caller,
             Error::Io { .. } | Error::Internal { .. } => ErrorKind::Io,
-            Error::Miss => ErrorKind::Miss,
+            Error::Miss | Error::Untrusted => ErrorKind::Miss,
+            Error::EntryRefused { .. } | Error::NoBlob { .. } | Error::WrongBytes { .. } => {
+                ErrorKind::Source
+            }
             Error::Format { .. } | Error::StoreRefused { .. } => ErrorKind::Store,
             Error::HalfRestored { .. }
             | Error::OutputMissing { .. }

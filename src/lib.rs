@@ -76,10 +76,11 @@ pub use cancel::Cancel;
 pub use digest::{Digest, ParseDigestError};
 pub use disk::{Capabilities, Timestamp};
 pub use engine::{
-    BlobReader, Cache, CacheEntry, CacheOutput, Claim, CopyReason, EvictOptions, Evicted,
-    EvictedEarly, Flight, Health, Hit, InputContent, LinkSupport, LogPiece, MethodCounts,
-    OutputContent, OutputDeclaration, OutputKind, Purge, Purged, Repair, Restored, ScrubReport,
-    SourceFile, Stats, Stored, StoredBlob, TaskLogs, Usage, destroy, remove_outputs,
+    BlobReader, BlobSource, Cache, CacheEntry, CacheOutput, Claim, CopyReason, EvictOptions,
+    Evicted, EvictedEarly, Flight, Health, Hit, InputContent, Intake, LinkSupport, LogPiece,
+    MethodCounts, Offer, OutputContent, OutputDeclaration, OutputKind, Purge, Purged, Received,
+    Repair, Restored, ScrubReport, SourceFile, Stats, Stored, StoredBlob, TaskLogs, Usage, destroy,
+    remove_outputs,
 };
 pub use error::{Error, ErrorKind, Result};
 pub use key::{KEY_BYTES_MAX, Namespaces, TaskDigest};

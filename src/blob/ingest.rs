@@ -10,6 +10,7 @@
 //!
 //! The manifest comes after all of that and is the engine's.
 
+use super::staging::Staged;
 use super::stamps::{Entry, StampView};
 use super::{BlobStore, Proof};
 use crate::digest::{Digest, DigestSet};
@@ -67,7 +68,7 @@ pub(crate) struct Ingested {
 }
 
 #[derive(Debug)]
-struct Published {
+pub(super) struct Published {
     digest: Digest,
     mode: u32,
     stamp: Stamp,
@@ -147,9 +148,43 @@ impl Batch<'_> {
         let slot = self.blobs.stamps.get(&self.view, digest, mode);
         let is_here = slot.is_some() && self.is_here(digest, mode, keep_going)?;
         if is_here {
-            lock(&self.seen).insert((*digest, mode));
+            self.note_seen(digest, mode);
         }
         Ok(is_here)
+    }
+
+    /// Looks for these bytes in an intact blob, also where nothing is known of one; if there is one it
+    /// is part of this batch. Returns its length in bytes.
+    pub(crate) fn find(
+        &self,
+        digest: &Digest,
+        mode: u32,
+        keep_going: &dyn Fn() -> bool,
+    ) -> Result<Option<u64>> {
+        let found = self.find_in(&self.view, digest, mode, keep_going)?;
+        if found.is_some() {
+            self.note_seen(digest, mode);
+        }
+        Ok(found)
+    }
+
+    /// Makes a blob part of this batch that is in the store.
+    pub(super) fn note_seen(&self, digest: &Digest, mode: u32) {
+        lock(&self.seen).insert((*digest, mode));
+    }
+
+    pub(super) fn blobs(&self) -> &BlobStore {
+        self.blobs
+    }
+
+    /// Gives a staged file the mode and the time of a blob.
+    pub(super) fn finish_staged(
+        &self,
+        staged: &Staged<'_>,
+        mode: u32,
+        modified: Option<Timestamp>,
+    ) -> io::Result<FileStat> {
+        finish(&staged.file, self.blobs.inode_mode(mode), modified)
     }
 
     /// Looks again for every blob of the batch, after somebody may have swept some. False if one is
@@ -159,7 +194,7 @@ impl Batch<'_> {
         let seen: Vec<(Digest, u32)> = lock(&self.seen).iter().copied().collect();
         let view = self.blobs.view(seen.len());
         for (digest, mode) in seen {
-            if !self.is_here_in(&view, &digest, mode, keep_going)? {
+            if self.find_in(&view, &digest, mode, keep_going)?.is_none() {
                 return Ok(false);
             }
         }
@@ -189,17 +224,27 @@ impl Batch<'_> {
             // It was swept. The new inode may look the same, and be in memory only.
             self.blobs.forget(&[(digest, mode)]);
         }
-        let is_new = !is_here && {
-            let shard = Shard::of_blob(digest.as_bytes(), mode);
-            let near = (&self.blobs.blobs, shard.folder());
-            let inode_mode = self.blobs.inode_mode(mode);
-            let mut staged = self.blobs.staging().create(Some(near), inode_mode)?;
-            let written = staged.file.write_all(bytes);
-            let stat = written.and_then(|()| finish(&staged.file, inode_mode, modified));
-            let stat = stat.context("stage a blob in", || self.blobs.staging().path())?;
-            self.publish(&mut staged, Published::new(digest, mode, &stat), keep_going)?
-        };
+        let is_new = !is_here && self.publish_bytes(&digest, bytes, mode, modified, keep_going)?;
         Ok(Ingested { digest, size_bytes, is_new })
+    }
+
+    /// Stages bytes with this digest and publishes them. False if somebody else was faster.
+    pub(super) fn publish_bytes(
+        &self,
+        digest: &Digest,
+        bytes: &[u8],
+        mode: u32,
+        modified: Option<Timestamp>,
+        keep_going: &dyn Fn() -> bool,
+    ) -> Result<bool> {
+        let shard = Shard::of_blob(digest.as_bytes(), mode);
+        let near = (&self.blobs.blobs, shard.folder());
+        let inode_mode = self.blobs.inode_mode(mode);
+        let mut staged = self.blobs.staging().create(Some(near), inode_mode)?;
+        let written = staged.file.write_all(bytes);
+        let stat = written.and_then(|()| finish(&staged.file, inode_mode, modified));
+        let stat = stat.context("stage a blob in", || self.blobs.staging().path())?;
+        self.publish(&mut staged, Published::new(*digest, mode, &stat), keep_going)
     }
 
     fn add_large(
@@ -211,9 +256,34 @@ impl Batch<'_> {
         modified: Option<Timestamp>,
         keep_going: &dyn Fn() -> bool,
     ) -> Result<Ingested> {
-        let capabilities = self.blobs.capabilities();
-        let mut staged = self.blobs.staging().create(None, 0o600)?;
         let size_bytes = stat.size_bytes;
+        let (mut staged, digest, staged_stat) =
+            self.stage_copy(source, stat, path, mode, modified, keep_going)?;
+        check_unchanged(source, stat, path)?;
+        let is_first = lock(&self.seen).insert((digest, mode));
+        let is_here = is_first && self.is_here(&digest, mode, keep_going)?;
+        if is_first && !is_here {
+            // If it was swept: the new inode may look the same, and be in memory only.
+            self.blobs.forget(&[(digest, mode)]);
+        }
+        let is_new = is_first
+            && !is_here
+            && self.publish(&mut staged, Published::new(digest, mode, &staged_stat), keep_going)?;
+        Ok(Ingested { digest, size_bytes, is_new })
+    }
+
+    /// Clones or copies a file that looked like `stat` into a staged one, which is hashed.
+    pub(super) fn stage_copy(
+        &self,
+        source: &File,
+        stat: &FileStat,
+        path: &Path,
+        mode: u32,
+        modified: Option<Timestamp>,
+        keep_going: &dyn Fn() -> bool,
+    ) -> Result<(Staged<'_>, Digest, FileStat)> {
+        let capabilities = self.blobs.capabilities();
+        let staged = self.blobs.staging().create(None, 0o600)?;
         let began = disk::now();
         let hashed = (|| {
             let digest = match disk::clone_contents(source, &staged.file, capabilities) {
@@ -231,17 +301,7 @@ impl Batch<'_> {
             }
             Error::io("stage a copy of", path.to_path_buf(), error)
         })?;
-        check_unchanged(source, stat, path)?;
-        let is_first = lock(&self.seen).insert((digest, mode));
-        let is_here = is_first && self.is_here(&digest, mode, keep_going)?;
-        if is_first && !is_here {
-            // If it was swept: the new inode may look the same, and be in memory only.
-            self.blobs.forget(&[(digest, mode)]);
-        }
-        let is_new = is_first
-            && !is_here
-            && self.publish(&mut staged, Published::new(digest, mode, &staged_stat), keep_going)?;
-        Ok(Ingested { digest, size_bytes, is_new })
+        Ok((staged, digest, staged_stat))
     }
 
     /// Hashes a large source where it lies. Its digest names nothing new, since the source can change
@@ -268,32 +328,32 @@ impl Batch<'_> {
 
     /// Whether the store has these bytes in an intact blob.
     fn is_here(&self, digest: &Digest, mode: u32, keep_going: &dyn Fn() -> bool) -> Result<bool> {
-        self.is_here_in(&self.view, digest, mode, keep_going)
+        Ok(self.find_in(&self.view, digest, mode, keep_going)?.is_some())
     }
 
-    fn is_here_in(
+    fn find_in(
         &self,
         view: &StampView,
         digest: &Digest,
         mode: u32,
         keep_going: &dyn Fn() -> bool,
-    ) -> Result<bool> {
+    ) -> Result<Option<u64>> {
         let proof = self.blobs.prove(view, digest, mode, VerifyLevel::Stamp, keep_going)?;
-        let is_here = matches!(proof, Proof::Intact(_));
-        if is_here && self.durability == Durability::Durable {
+        let Proof::Intact(stat) = proof else { return Ok(None) };
+        if self.durability == Durability::Durable {
             let slot = self.blobs.stamps.get(view, digest, mode);
             let is_synced = slot.is_some_and(|slot| self.blobs.identity.is_synced(slot.epoch));
             if !is_synced && !is_left_out(Step::SyncFound) {
                 lock(&self.unsynced).push((*digest, mode));
             }
         }
-        Ok(is_here)
+        Ok(Some(stat.size_bytes))
     }
 
     /// Gives a staged blob its name. False if somebody else published the same bytes first.
-    fn publish(
+    pub(super) fn publish(
         &self,
-        staged: &mut super::staging::Staged<'_>,
+        staged: &mut Staged<'_>,
         blob: Published,
         keep_going: &dyn Fn() -> bool,
     ) -> Result<bool> {
@@ -431,7 +491,7 @@ fn hash_clone(
 }
 
 impl Published {
-    fn new(digest: Digest, mode: u32, stat: &FileStat) -> Published {
+    pub(super) fn new(digest: Digest, mode: u32, stat: &FileStat) -> Published {
         Published { digest, mode, stamp: stat.stamp(), allocated_bytes: stat.allocated_bytes }
     }
 }

@@ -22,11 +22,13 @@ mod ingest;
 mod prove;
 mod staging;
 mod stamps;
+mod stream;
 
 pub(crate) use ingest::{Batch, Source};
 pub(crate) use prove::{Proof, Rehash};
 pub(crate) use staging::Staged;
 pub(crate) use stamps::StampView;
+pub(crate) use stream::Target;
 
 use crate::digest::Digest;
 use crate::disk::{

@@ -1,4 +1,4 @@
-//! Moving bytes: clone, copy, copy with a hash, read.
+//! Moving bytes: clone, copy, copy with a hash, take from a stream, read.
 //!
 //! Sparse files stay sparse: only the ranges that hold data are read and written.
 
@@ -9,7 +9,7 @@ use crate::digest::Digest;
 use rustix::fs::SeekFrom;
 use rustix::io::Errno;
 use std::fs::File;
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::ops::Range;
 
 /// Makes `target` share all of `source`'s blocks (`ioctl_ficlone(2)`). Atomic against write(2).
@@ -107,6 +107,73 @@ pub(crate) fn copy_hashing(
         target.set_len(stat.size_bytes)?;
     }
     Ok(hasher.finalize().into())
+}
+
+/// Why bytes did not get from a reader into a file.
+#[derive(Debug)]
+pub(crate) enum StreamError {
+    /// What the reader said.
+    Source(io::Error),
+    /// What the file said.
+    Target(io::Error),
+    /// `keep_going` said no.
+    Interrupted,
+}
+
+/// Writes what `source` gives into the empty `target`, but no more than `size_bytes`, and returns the
+/// hash of what was written and how much the reader had: one byte more is asked for, and no further
+/// one, so that a reader without an end is found out. Blocks without anything but zeros become holes.
+pub(crate) fn copy_stream(
+    source: &mut dyn Read,
+    target: &mut File,
+    size_bytes: u64,
+    keep_going: &dyn Fn() -> bool,
+) -> Result<(Digest, u64), StreamError> {
+    let mut hasher = blake3::Hasher::new();
+    let mut buffer = vec![0; BUFFER_BYTES];
+    let mut offset = 0;
+    loop {
+        let wanted = (size_bytes - offset).saturating_add(1).min(BUFFER_BYTES as u64) as usize;
+        let read = fill(source, &mut buffer[..wanted], keep_going)?;
+        let taken = (read as u64).min(size_bytes - offset);
+        let bytes = &buffer[..taken as usize];
+        hasher.update(bytes);
+        let written = if bytes.iter().all(|byte| *byte == 0) {
+            rustix::fs::seek(&*target, SeekFrom::Current(taken as i64))
+                .map(drop)
+                .map_err(Into::into)
+        } else {
+            target.write_all(bytes)
+        };
+        written.map_err(StreamError::Target)?;
+        offset += taken;
+        if read < wanted || read as u64 > taken {
+            // It may end with a hole.
+            target.set_len(offset).map_err(StreamError::Target)?;
+            return Ok((hasher.finalize().into(), offset + (read as u64 - taken)));
+        }
+    }
+}
+
+/// Reads until the buffer is full, or there is no more.
+pub(crate) fn fill(
+    source: &mut dyn Read,
+    buffer: &mut [u8],
+    keep_going: &dyn Fn() -> bool,
+) -> Result<usize, StreamError> {
+    let mut filled = 0;
+    while filled < buffer.len() {
+        if !keep_going() {
+            return Err(StreamError::Interrupted);
+        }
+        match source.read(&mut buffer[filled..]) {
+            Ok(0) => break,
+            Ok(read) => filled += read,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(StreamError::Source(error)),
+        }
+    }
+    Ok(filled)
 }
 
 /// Reads a whole small file of `size_bytes` into `buffer` (cleared first). Of a file that grew more
@@ -208,13 +275,42 @@ fn hash_zeros(hasher: &mut blake3::Hasher, mut length_bytes: u64) {
 mod tests {
     use super::super::stat_file;
     use super::*;
-    use std::io::{Read, Seek};
+    use std::io::Seek;
 
     fn contents(file: &mut File) -> io::Result<Vec<u8>> {
         let mut bytes = Vec::new();
         file.rewind()?;
         file.read_to_end(&mut bytes)?;
         Ok(bytes)
+    }
+
+    #[test]
+    fn a_stream_is_written_up_to_its_size_and_one_byte_more_is_asked_for() -> io::Result<()> {
+        let whole: Vec<u8> =
+            (0..3 * BUFFER_BYTES + 5).map(|index| (index * 31 % 251) as u8).collect();
+        let mut zeros = whole.clone();
+        zeros[BUFFER_BYTES..].fill(0);
+        for (bytes, stated) in [0, 1, BUFFER_BYTES, BUFFER_BYTES + 1, whole.len()]
+            .into_iter()
+            .flat_map(|size| [(&whole[..size], size), (&zeros[..size], size)])
+            .flat_map(|(bytes, size)| {
+                [size.saturating_sub(1), size, size + 1, size + BUFFER_BYTES]
+                    .map(|size| (bytes, size))
+            })
+        {
+            let (mut source, mut target) = (bytes, tempfile::tempfile()?);
+            let copied = copy_stream(&mut source, &mut target, stated as u64, &|| true);
+            let Ok((digest, given)) = copied else { panic!("{copied:?}") };
+            let kept = &bytes[..bytes.len().min(stated)];
+            assert_eq!(given as usize, bytes.len(), "{stated} of {}", bytes.len());
+            assert_eq!((digest, contents(&mut target)?), (Digest::of(kept), kept.to_vec()));
+        }
+        let (mut endless, mut target) = (io::repeat(7), tempfile::tempfile()?);
+        let copied = copy_stream(&mut endless, &mut target, 10, &|| true);
+        assert!(matches!(copied, Ok((digest, 11)) if digest == Digest::of(&[7; 10])));
+        let stopped = copy_stream(&mut endless, &mut target, u64::MAX, &|| false);
+        assert!(matches!(stopped, Err(StreamError::Interrupted)));
+        Ok(())
     }
 
     #[test]

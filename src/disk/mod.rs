@@ -31,7 +31,7 @@ mod system;
 
 pub use capabilities::Capabilities;
 pub(crate) use claim::{Claim, remove_if_dead};
-pub(crate) use copy::{clone_contents, copy_hashing, read_exactly};
+pub(crate) use copy::{StreamError, clone_contents, copy_hashing, copy_stream, fill, read_exactly};
 pub(crate) use dir::{Dir, Placed};
 pub(crate) use filesystem::{FilesystemKind, filesystem, locks_hold};
 pub(crate) use hash::{BUFFER_BYTES, hash_contents};

@@ -9,7 +9,7 @@ use super::tally::Totals;
 use super::uses::LastUse;
 use crate::blob::Staged;
 use crate::cancel::Cancel;
-use crate::disk::{self, Dir, FileStat, LockMode, Placed, Stamp, layout, layout::Shard};
+use crate::disk::{self, Dir, FileStat, LockMode, Placed, Stamp, Timestamp, layout, layout::Shard};
 use crate::error::{Context, Error, Result};
 use crate::index::{Change, Row};
 use crate::key::TaskDigest;
@@ -160,14 +160,14 @@ impl Cache {
         }
     }
 
-    /// Signs and stages the manifest of an entry, on disk if the store is durable.
+    /// Stages an encoded manifest, on disk if the store is durable. `times` are those of its file, when
+    /// it was used and when it was modified; else it is one that nobody has used yet.
     pub(super) fn stage_manifest(
         &self,
         task: &TaskDigest,
-        manifest: &mut Manifest,
+        bytes: &[u8],
+        times: Option<(Timestamp, Timestamp)>,
     ) -> Result<StagedManifest<'_>> {
-        manifest.writer.clone_from(&self.inner.options.writer);
-        let bytes = manifest.encode_signed(task, self.inner.options.signing.as_ref());
         if bytes.len() as u64 > MANIFEST_BYTES_MAX {
             return Err(Error::InvalidOutput {
                 path: PathBuf::from("."),
@@ -179,10 +179,11 @@ impl Cache {
         let staging = self.inner.blobs.staging();
         let mut staged = staging.create_named(MANIFEST_FILE_MODE)?;
         let stat = (|| {
-            staged.file.write_all(&bytes)?;
+            staged.file.write_all(bytes)?;
             // A time of full precision, so that no two manifests of a task have the same stamp.
             let now = disk::now();
-            disk::set_times(&staged.file, LastUse::never(now), now)?;
+            let (accessed, modified) = times.unwrap_or((LastUse::never(now), now));
+            disk::set_times(&staged.file, accessed, modified)?;
             self.inner.manifests.admit(&staged.file, MANIFEST_FILE_MODE)?;
             if is_durable && !is_left_out(Step::SyncManifests) {
                 disk::sync_file(&staged.file)?;

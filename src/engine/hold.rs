@@ -57,6 +57,24 @@ impl Cache {
         manifest: &Manifest,
         stamp: Stamp,
     ) -> Result<Held> {
+        // As long as it is there, so are its blobs; and who removes them later sees the hold.
+        self.hold_if(manifest, || self.is_manifest(task, stamp))
+    }
+
+    /// Holds the blobs that an entry will need which is not there yet: what is found is not swept while
+    /// the rest is fetched. Best effort, and nothing relies on it.
+    pub(super) fn hold_early(&self, manifest: &Manifest) -> Option<Hold> {
+        match self.hold_if(manifest, || Ok(true)) {
+            Ok(Held::Here(hold)) => Some(hold),
+            Ok(Held::Unheld | Held::Gone) | Err(_) => None,
+        }
+    }
+
+    fn hold_if(
+        &self,
+        manifest: &Manifest,
+        is_there: impl FnOnce() -> Result<bool>,
+    ) -> Result<Held> {
         let mut tags = Vec::new();
         for (blob, mode) in manifest.blobs() {
             tags.extend_from_slice(&tag_of(&blob.digest, mode).to_le_bytes());
@@ -64,8 +82,7 @@ impl Cache {
         let Ok(_section) = self.enter(LockMode::Shared, &Cancel::new()) else {
             return Ok(Held::Unheld);
         };
-        // As long as it is there, so are its blobs; and who removes them later sees the hold.
-        if !self.is_manifest(task, stamp)? {
+        if !is_there()? {
             return Ok(Held::Gone);
         }
         let (Ok(folder), Ok(name)) = (self.folder(layout::HOLDS), disk::random_name()) else {

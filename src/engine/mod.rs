@@ -2,7 +2,8 @@
 //! no runtime, no printing.
 //!
 //! [`Cache`] is one open store. Its operations are one file each: `store`, `restore/`, `entries`
-//! (lookup, removal), `inputs`, `evict`, `scrub`, `stats`, `health`, `destroy`.
+//! (lookup, removal), `receive` and `offer` (from and to elsewhere), `inputs`, `evict`, `scrub`, `stats`,
+//! `health`, `destroy`.
 //!
 //! # Locks, in the order in which they are taken
 //! 1. `in-use`, shared, from open to drop; exclusive only in `destroy`, which never waits for it.
@@ -23,6 +24,7 @@
 
 mod capture;
 mod clean;
+mod commit;
 mod destroy;
 mod entries;
 mod evict;
@@ -38,8 +40,11 @@ mod lease;
 mod ledgers;
 mod logs;
 mod mark;
+mod offer;
 mod output;
 mod purge;
+mod reader;
+mod receive;
 mod references;
 mod restore;
 mod scrub;
@@ -66,11 +71,14 @@ pub use ghosts::EvictedEarly;
 pub use health::{Health, LinkSupport};
 pub use inputs::InputContent;
 pub use logs::TaskLogs;
+pub use offer::Offer;
 pub use output::{
-    BlobReader, CacheEntry, CacheOutput, LogPiece, OutputContent, OutputDeclaration, OutputKind,
-    SourceFile, StoredBlob,
+    CacheEntry, CacheOutput, LogPiece, OutputContent, OutputDeclaration, OutputKind, SourceFile,
+    StoredBlob,
 };
 pub use purge::{Purge, Purged};
+pub use reader::BlobReader;
+pub use receive::{BlobSource, Intake, Received};
 pub use restore::{CopyReason, MethodCounts, Restored};
 pub use scrub::{Repair, ScrubReport};
 pub use stats::Stats;

@@ -4,6 +4,7 @@
 //! or a blob that is read when it is asked for.
 
 use super::hold::{Held, Hold};
+use super::reader::BlobReader;
 use super::restore::Restored;
 use super::{Cache, Inner};
 use crate::digest::Digest;
@@ -285,16 +286,14 @@ impl StoredBlob {
     }
 
     /// Opens it for reading. The reader checks the bytes against the digest as they are read and
-    /// ends with an error of kind `InvalidData` if they are not the blob's. Blocking.
+    /// ends with an error of kind `InvalidData` if they are not the blob's; they are in quarantine then.
+    /// Blocking.
     ///
     /// # Errors
-    /// [`Error::Damaged`] if the blob is not there.
+    /// [`Error::Damaged`] if the blob is not there, or has another size.
     pub fn open(&self) -> Result<BlobReader> {
-        let Some(blob) = self.cache.blobs.open_or_judge(&self.digest, self.mode)? else {
-            let path = self.cache.blobs.blob_path(&self.digest, self.mode);
-            return Err(Error::Damaged { path, expected: self.digest, actual: None });
-        };
-        Ok(BlobReader { file: blob.file, expected: self.digest, hasher: Box::default() })
+        let cache = Cache { inner: Arc::clone(&self.cache) };
+        cache.read_blob(&self.digest, self.mode, self.size_bytes, None)
     }
 
     /// Reads it whole, verified. Blocking; takes as much memory as the blob has bytes.
@@ -307,21 +306,15 @@ impl StoredBlob {
         let path = || self.cache.blobs.blob_path(&self.digest, self.mode);
         match reader.read_to_end(&mut bytes) {
             Ok(_) => Ok(bytes),
-            Err(error) if error.kind() == io::ErrorKind::InvalidData => Err(Error::Damaged {
-                path: path(),
-                expected: self.digest,
-                actual: Some(Digest::of(&bytes)),
-            }),
+            Err(_) if reader.damage().is_some() => {
+                Err(Error::Damaged { path: path(), expected: self.digest, actual: reader.damage() })
+            }
             Err(error) => Err(error).context("read", path),
         }
     }
 
     pub(super) fn file(&self) -> Result<(File, FileStat)> {
-        let reader = self.open()?;
-        let stat = disk::stat_file(&reader.file);
-        let stat =
-            stat.context("look at", || self.cache.blobs.blob_path(&self.digest, self.mode))?;
-        Ok((reader.file, stat))
+        Ok(self.open()?.into_file())
     }
 }
 
@@ -400,29 +393,6 @@ impl Cache {
                 output
             }
         }
-    }
-}
-
-/// Reads a blob and checks it on the way.
-#[derive(Debug)]
-pub struct BlobReader {
-    file: File,
-    expected: Digest,
-    hasher: Box<blake3::Hasher>,
-}
-
-impl Read for BlobReader {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let read = self.file.read(buffer)?;
-        self.hasher.update(&buffer[..read]);
-        if read == 0 && !buffer.is_empty() && Digest::from(self.hasher.finalize()) != self.expected
-        {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidData,
-                "the blob's bytes are not those of its digest",
-            ));
-        }
-        Ok(read)
     }
 }
 

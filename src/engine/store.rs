@@ -10,7 +10,7 @@
 //!
 //! Steps 1 and 2 take no lock, so blobs may be swept that they found, or made. If there was a sweep
 //! since before step 1, step 3 looks again for each blob that the entry needs, and if one is gone
-//! everything begins anew; the third time within the section, where nobody sweeps.
+//! everything begins anew; the third time within the section, where nobody sweeps (`commit`).
 //!
 //! A store that fails before its slots are noted removes what it published, if nobody has committed
 //! since it began.
@@ -18,20 +18,19 @@
 //! A concurrent lookup sees the old entry, or none, until step 3, and the whole new one after it.
 
 use super::Cache;
-use super::entries::StagedManifest;
+use super::commit::{LastRounds, Ready};
 use super::ledgers::ledger_of_outputs;
 use super::logs::encode_order;
 use super::output::{CacheEntry, CacheOutput, OutputContent, SourceFile, SourceFolder};
 use super::shares::{self, Slots};
-use super::tally::Totals;
 use crate::blob::{Batch, Source};
 use crate::cancel::Cancel;
-use crate::disk::{self, FileStat, LockMode, Timestamp, layout};
+use crate::disk::{self, FileStat, LockMode, Timestamp};
 use crate::error::{Context, Error, Result};
 use crate::key::TaskDigest;
 use crate::ledger::{Cursor, Ledger, Place, Row, Seen};
 use crate::manifest::{
-    BlobRef, LOG_INLINE_BYTES_MAX, LogStream, Logs, Manifest, Node, NodeKind, Origin, OutputPath,
+    BlobRef, LOG_INLINE_BYTES_MAX, LogStream, Logs, Manifest, Node, NodeKind, OutputPath,
     PRIVATE_BLOB_MODE, PathError, blob_mode,
 };
 use crate::parallel;
@@ -40,18 +39,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// So often a store begins anew outside of the lock. Each time somebody must have swept what it had
-/// found.
-const ROUNDS_MAX: usize = 2;
-
 /// The ledger of so many outputs is read while they are shared out.
 const BESIDE_OUTPUTS_MIN: usize = 1000;
-
-/// On a full disk at least this much is made free, in bytes: also index and manifest grow.
-const ROOM_BYTES_MIN: u64 = 1 << 20;
-
-/// And so many files.
-const ROOM_INODES_MIN: u64 = 16;
 
 /// What a store operation did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -79,24 +68,11 @@ impl Cache {
     /// or replaced since it was opened, or may only be read. Nothing is stored then.
     pub fn store(&self, task: &TaskDigest, entry: &CacheEntry, cancel: &Cancel) -> Result<Stored> {
         self.check_may_write()?;
-        let mut stored = self.try_store(task, entry, cancel);
-        if matches!(stored, Err(Error::Full { .. })) {
-            // What was staged is gone again, so this is what it takes, and some more for the rest.
-            let bytes = self.blocks_of(entry);
-            let wanted_bytes = bytes.saturating_add(bytes / 10).max(ROOM_BYTES_MIN);
+        let needs = || {
             // A blob may be the first of its folder.
-            let inodes = 2 * entry.outputs.len() as u64 + ROOM_INODES_MIN;
-            if self.make_room(wanted_bytes, inodes, cancel).unwrap_or(false) {
-                stored = self.try_store(task, entry, cancel);
-            }
-        }
-        match stored {
-            // Whatever fails in a store that is gone fails because it is gone.
-            Err(Error::Io { .. }) if matches!(self.inner.identity.is_in_place(), Ok(false)) => {
-                Err(self.replaced())
-            }
-            stored => stored,
-        }
+            (self.blocks_of(entry), 2 * entry.outputs.len() as u64)
+        };
+        self.with_room(needs, cancel, || self.try_store(task, entry, cancel))
     }
 
     /// About how much the contents of an entry would take on disk.
@@ -131,93 +107,12 @@ impl Cache {
         if let Some(workspace) = &workspace {
             self.refuse_leftovers(workspace, entry)?;
         }
-        for round in 0..ROUNDS_MAX + 2 {
-            let early = match round {
-                ROUNDS_MAX.. => Some(self.enter(LockMode::Shared, cancel)?),
-                _ => None,
-            };
-            let (sweeps, commits) = (self.sweeps(), self.commits());
-            let batch = self.inner.blobs.batch(self.inner.options.durability, entry.outputs.len());
-            let stored = self.prepare(&batch, task, entry, workspace.as_deref(), cancel).and_then(
-                |mut prepared| {
-                    let _section = match early {
-                        Some(section) => section,
-                        None => self.enter(LockMode::Shared, cancel)?,
-                    };
-                    if sweeps.is_none() || sweeps != self.sweeps() {
-                        if !batch.recheck(&|| !cancel.is_cancelled())? {
-                            return Ok(None);
-                        }
-                        // What was found now may be another than what was found first.
-                        batch.finish()?;
-                    }
-                    self.commit(&batch, task, &mut prepared)?;
-                    Ok(Some(prepared))
-                },
-            );
-            match stored {
-                Ok(Some(prepared)) => return self.follow_store(task, prepared),
-                Ok(None) => self.count_published(&batch),
-                Err(error) => {
-                    self.abandon(&batch, commits);
-                    return Err(error);
-                }
-            }
-        }
-        Err(Error::Internal { what: "storing blobs that vanish again and again" })
-    }
-
-    /// How many stores have committed; `None` if nobody can tell.
-    fn commits(&self) -> Option<u64> {
-        self.inner.tally.read().map(|reading| reading.commits)
-    }
-
-    /// Removes what a store that failed has published, if nobody has committed since it began: who
-    /// did may have found some of it. Best effort: what stays is swept by an eviction or a repair.
-    fn abandon(&self, batch: &Batch<'_>, commits: Option<u64>) {
-        if batch.published().0 == 0 || self.is_reduced() {
-            return;
-        }
-        let Ok(_section) = self.enter(LockMode::Exclusive, &Cancel::new()) else { return };
-        let tally = &self.inner.tally;
-        // Who has not committed yet is told to look again.
-        if commits.is_some() && commits == self.commits() && tally.begin_sweep().is_ok() {
-            batch.abandon();
-            tally.end_sweep(&Totals::default());
-        } else {
-            self.count_published(batch);
-        }
-    }
-
-    /// Makes the entry one that only has to be published. In a section.
-    fn commit(
-        &self,
-        batch: &Batch<'_>,
-        task: &TaskDigest,
-        prepared: &mut Prepared<'_, '_>,
-    ) -> Result<()> {
-        self.note_marked(&prepared.manifest)?;
-        let path = || self.inner.path.join(layout::TALLY);
-        self.inner.tally.count_commit().context("write", path)?;
-        self.publish_manifest(task, &mut prepared.staged)?;
-        self.count_published(batch);
-        Ok(())
-    }
-
-    /// Adds what a batch has published to what the store holds.
-    pub(super) fn count_published(&self, batch: &Batch<'_>) {
-        let (blobs, blob_bytes) = batch.published();
-        let more = Totals { blobs, blob_bytes, ..Totals::default() };
-        self.inner.tally.change(|reading| reading.add(&more));
-    }
-
-    /// What is left to do when the entry is there.
-    fn follow_store(&self, task: &TaskDigest, prepared: Prepared<'_, '_>) -> Result<Stored> {
-        let Prepared { manifest, staged, stored, about, ledger, kept, fresh } = prepared;
-        self.follow_publication(task, &manifest, &staged)?;
-        self.inner.has_unsynced.store(true, Ordering::Relaxed);
-        self.inner.uses.note(task, false);
-        self.note_stored_again(task, manifest.duration_ms);
+        let (blobs, last_rounds) = (entry.outputs.len(), LastRounds::InSection);
+        let prepare =
+            |batch: &Batch<'_>| self.prepare(batch, task, entry, workspace.as_deref(), cancel);
+        let (ready, rest) = self.commit_prepared(task, blobs, last_rounds, cancel, prepare)?;
+        self.follow_commit(task, &ready)?;
+        let Prepared { stored, about, ledger, kept, fresh } = rest;
         if let Some(about) = about {
             self.replace_ledger_unordered(about, &ledger, kept, fresh);
         }
@@ -232,7 +127,7 @@ impl Cache {
         entry: &'e CacheEntry,
         workspace: Option<&Path>,
         cancel: &Cancel,
-    ) -> Result<Prepared<'_, 'e>> {
+    ) -> Result<(Ready<'_>, Prepared<'e>)> {
         let about = workspace.map(|workspace| ledger_of_outputs(workspace, &entry.roots));
         let outputs = &entry.outputs;
         let read_ledger = || about.map_or_else(Arc::default, |about| self.read_ledger(about));
@@ -283,23 +178,19 @@ impl Cache {
         manifest.duration_ms = entry.duration_ms;
         manifest.logs = logs;
         manifest.key_parts = key_parts;
-        manifest.origin = Origin {
-            stored_at: disk::now(),
-            incarnation: self.inner.identity.incarnation(),
-            epoch: u64::from(self.inner.identity.epoch_after_writes()),
-        };
+        manifest.origin = self.origin_now();
+        manifest.writer.clone_from(&self.inner.options.writer);
         let stored = counts.stored(&manifest);
         batch.finish()?;
         cancel.check()?;
-        let staged = self.stage_manifest(task, &mut manifest)?;
-        Ok(Prepared { manifest, staged, stored, about, ledger, kept, fresh })
+        let bytes = manifest.encode_signed(task, self.inner.options.signing.as_ref());
+        let staged = self.stage_manifest(task, &bytes, None)?;
+        Ok((Ready { manifest, staged }, Prepared { stored, about, ledger, kept, fresh }))
     }
 }
 
-/// An entry that only has to be published.
-struct Prepared<'c, 'e> {
-    manifest: Manifest,
-    staged: StagedManifest<'c>,
+/// What a store has found out on the way to its entry.
+struct Prepared<'e> {
     stored: Stored,
     about: Option<Place>,
     ledger: Arc<Ledger>,

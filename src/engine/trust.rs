@@ -62,7 +62,8 @@ impl Cache {
         Ok(found.filter(|(manifest, _)| self.counts(task, manifest)))
     }
 
-    fn counts(&self, task: &TaskDigest, manifest: &Manifest) -> bool {
+    /// Whether keys are not asked for, or one of them has signed the entry.
+    pub(super) fn counts(&self, task: &TaskDigest, manifest: &Manifest) -> bool {
         let keys = &self.inner.options.trusted;
         keys.is_empty() || keys.iter().any(|key| key.has_signed(task, manifest))
     }

@@ -6,8 +6,10 @@
 //! a batch that is lost, a filesystem that keeps whole seconds, and a reader that moves access
 //! times cost accuracy, nothing else.
 
+use super::Cache;
 use crate::digest::{DigestMap, DigestSet};
 use crate::disk::{self, FileStat, Timestamp, layout::Shard};
+use crate::error::Result;
 use crate::key::TaskDigest;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -74,6 +76,27 @@ fn merged(notes: &[(TaskDigest, u32)]) -> DigestMap<TaskDigest, u32> {
         *uses = uses.saturating_add(*restored);
     }
     tasks
+}
+
+impl Cache {
+    /// Whose entries were used since then, as an eviction sees it, or stored; in the order of their
+    /// digests. Blocking: one stat for each entry.
+    ///
+    /// # Errors
+    /// If the manifests cannot be listed.
+    pub fn used_since(&self, since: Timestamp) -> Result<Vec<TaskDigest>> {
+        self.inner.flush_uses();
+        let mut tasks = Vec::new();
+        self.for_each_manifest(|task, _, _, stat| {
+            // Of one that was stored and not used since, this is when.
+            if LastUse::of(&stat).seconds >= since.seconds {
+                tasks.push(task);
+            }
+            Ok(())
+        })?;
+        tasks.sort_unstable();
+        Ok(tasks)
+    }
 }
 
 impl super::Inner {

@@ -12,13 +12,13 @@ const ORDERS: &[(&str, &str, &[&str])] = &[
         ],
     ),
     (
-        include_str!("../../src/engine/store.rs"),
-        "fn try_store(",
+        include_str!("../../src/engine/commit.rs"),
+        "fn commit_prepared<",
         &[
             "ROUNDS_MAX.. => Some(self.enter(LockMode::Shared",
             "self.sweeps(), self.commits()",
             "self.inner.blobs.batch(",
-            "self.prepare(",
+            "prepare(&batch)",
             "self.enter(LockMode::Shared",
             "sweeps.is_none() || sweeps != self.sweeps()",
             "batch.recheck(",
@@ -27,12 +27,12 @@ const ORDERS: &[(&str, &str, &[&str])] = &[
         ],
     ),
     (
-        include_str!("../../src/engine/store.rs"),
+        include_str!("../../src/engine/commit.rs"),
         "fn commit(",
         &["note_marked(", "count_commit(", "publish_manifest("],
     ),
     (
-        include_str!("../../src/engine/store.rs"),
+        include_str!("../../src/engine/commit.rs"),
         "fn abandon(",
         &[
             "self.enter(LockMode::Exclusive",
@@ -91,10 +91,10 @@ const ORDERS: &[(&str, &str, &[&str])] = &[
     ),
     (
         include_str!("../../src/engine/hold.rs"),
-        "fn hold(",
+        "fn hold_if(",
         &[
             "self.enter(LockMode::Shared",
-            "is_manifest(",
+            "is_there()?",
             "create_new(",
             "write_all(",
             "Lock::try_acquire(",
