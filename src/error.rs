@@ -22,6 +22,13 @@ pub enum Error {
         path: PathBuf,
     },
 
+    /// A bundle cannot be read at all, or not to its end where all of it is needed.
+    #[error("cannot read the bundle: {reason}")]
+    BundleRefused {
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+
     /// The operation's cancel flag was set, or the future that asked for it was dropped.
     #[error("the operation was cancelled")]
     Cancelled,
@@ -227,9 +234,10 @@ impl Error {
             | Error::NoRuntime => ErrorKind::Caller,
             Error::Io { .. } | Error::Internal { .. } => ErrorKind::Io,
             Error::Miss | Error::Untrusted => ErrorKind::Miss,
-            Error::EntryRefused { .. } | Error::NoBlob { .. } | Error::WrongBytes { .. } => {
-                ErrorKind::Source
-            }
+            Error::BundleRefused { .. }
+            | Error::EntryRefused { .. }
+            | Error::NoBlob { .. }
+            | Error::WrongBytes { .. } => ErrorKind::Source,
             Error::Format { .. } | Error::StoreRefused { .. } => ErrorKind::Store,
             Error::HalfRestored { .. }
             | Error::OutputMissing { .. }

@@ -39,6 +39,12 @@ pub fn decode_references(block: &[u8]) -> usize {
     engine::count_references(block)
 }
 
+/// How many entries the records of a bundle have, without its header and compression.
+#[cfg(feature = "bundle")]
+pub fn read_bundle_records(records: &[u8]) -> usize {
+    crate::bundle::count_entries(records)
+}
+
 /// How many rows a ledger of these bytes has, behind its checksum.
 pub fn decode_ledger(rows: &[u8]) -> usize {
     ledger::count_rows(rows)

@@ -47,6 +47,8 @@ compile_error!("larder needs a Unix: it links, locks and walks by directory hand
 
 mod backend;
 mod blob;
+#[cfg(feature = "bundle")]
+pub mod bundle;
 mod cancel;
 mod digest;
 mod disk;

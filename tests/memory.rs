@@ -44,6 +44,28 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
+/// An entry of 128 MiB goes into a bundle and out of it.
+#[cfg(feature = "bundle")]
+fn carry(lab: &Lab) {
+    use larder::{Cache, CacheOptions, Cancel, bundle};
+    const LENGTH_BYTES: u64 = 128 << 20;
+    let (path, block, cancel) = (lab.workspace().join("carried"), noise(2, 1 << 20), Cancel::new());
+    let mut file = File::create(&path).expect("made");
+    for number in 0..LENGTH_BYTES >> 20 {
+        file.write_all(&number.to_le_bytes()).expect("written");
+        file.write_all(&block[8..]).expect("written");
+    }
+    common::store(&lab.cache, "carried", &lab.workspace(), &["carried"]);
+    let (task, place) = (common::task("carried"), lab.path("bundle"));
+    let output = File::create(&place).expect("made");
+    let exported = bundle::export(&lab.cache, &[task], &bundle::Known::default(), output, &cancel);
+    assert_eq!(exported.expect("exported").blob_bytes, LENGTH_BYTES);
+    let other = Cache::open(&lab.path("other"), CacheOptions::default()).expect("opens");
+    let input = File::open(&place).expect("opens");
+    let imported = bundle::import(&other, input, &cancel).expect("imported");
+    assert!(imported.is_complete() && imported.blob_bytes == LENGTH_BYTES, "{imported:?}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_gibibyte_goes_in_and_comes_out_within_64_mib_of_heap() {
     const LENGTH_BYTES: u64 = 1 << 30;
@@ -89,6 +111,8 @@ async fn a_gibibyte_goes_in_and_comes_out_within_64_mib_of_heap() {
         }
         fs::remove_dir_all(&place).expect("removed");
     }
+    #[cfg(feature = "bundle")]
+    carry(&lab);
     let peak_mib = (PEAK.load(Ordering::Relaxed) - before) >> 20;
     println!("peak of the heap: {peak_mib} MiB");
     assert!(peak_mib < 64, "{peak_mib} MiB");

@@ -248,6 +248,14 @@ fn an_endless_reader_is_read_one_byte_too_far() {
     assert_nothing_stored(&here);
 }
 
+struct Broken;
+
+impl Read for Broken {
+    fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
+        Err(io::ErrorKind::StorageFull.into())
+    }
+}
+
 #[test]
 fn what_a_source_does_not_give_or_ends_with_leaves_nothing() {
     let (there, here) = labs();
@@ -262,12 +270,6 @@ fn what_a_source_does_not_give_or_ends_with_leaves_nothing() {
         assert_nothing_stored(&here);
     }
     let broken = Shelf::of(&offer).spoiled(|bytes| {
-        struct Broken;
-        impl Read for Broken {
-            fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
-                Err(io::ErrorKind::StorageFull.into())
-            }
-        }
         let half = bytes.len() as u64 / 2;
         Box::new(good(bytes).take(half).chain(Broken))
     });
@@ -476,16 +478,6 @@ fn what_is_swept_in_spite_of_all_is_asked_for_again() {
 
 #[test]
 fn a_cancelled_reception_leaves_nothing() {
-    let (there, here) = labs();
-    let offer = offer(&there.cache, "k");
-    let shelf = Shelf::of(&offer);
-    let cancel = Cancel::new();
-    let source = After(&shelf, || cancel.cancel());
-    let error = here.cache.receive(&task("k"), offer.manifest(), &source, &cancel);
-    assert!(matches!(error, Err(Error::Cancelled)), "{error:?}");
-    assert_nothing_stored(&here);
-
-    // In the middle of a blob that never ends.
     struct Stuck(Cancel);
     impl BlobSource for Stuck {
         fn fetch(&self, missing: &[BlobRef], intake: &Intake<'_>) -> larder::Result<()> {
@@ -507,6 +499,16 @@ fn a_cancelled_reception_leaves_nothing() {
             Ok(1)
         }
     }
+    let (there, here) = labs();
+    let offer = offer(&there.cache, "k");
+    let shelf = Shelf::of(&offer);
+    let cancel = Cancel::new();
+    let source = After(&shelf, || cancel.cancel());
+    let error = here.cache.receive(&task("k"), offer.manifest(), &source, &cancel);
+    assert!(matches!(error, Err(Error::Cancelled)), "{error:?}");
+    assert_nothing_stored(&here);
+
+    // In the middle of a blob that never ends.
     let cancel = Cancel::new();
     let source = Stuck(cancel.clone());
     let error = here.cache.receive(&task("k"), offer.manifest(), &source, &cancel);
@@ -551,7 +553,6 @@ fn many_receive_one_entry_at_once_from_many_threads() {
 /// Receives, and dies when half has arrived.
 #[test]
 fn victim() {
-    let Some(there) = std::env::var_os("LARDER_TEST_THERE") else { return };
     struct Dying(Offer);
     impl BlobSource for Dying {
         fn fetch(&self, missing: &[BlobRef], intake: &Intake<'_>) -> larder::Result<()> {
@@ -561,6 +562,7 @@ fn victim() {
             std::process::abort();
         }
     }
+    let Some(there) = std::env::var_os("LARDER_TEST_THERE") else { return };
     let here = std::env::var_os("LARDER_TEST_HERE").expect("a store");
     let open = |path| Cache::open(Path::new(path), unlimited()).expect("opens");
     let offer = offer(&open(&there), "k");

@@ -92,6 +92,8 @@ pub(super) enum Command {
     Rm(Rm),
     /// Make or show keys for signatures.
     Key(KeyArgs),
+    /// Carry entries from one store to another, in a file.
+    Bundle(Bundle),
     /// Say what is in the store, in bytes on disk.
     Stats,
     /// Bring the store within its limits: evict what is worth least.
@@ -108,6 +110,36 @@ pub(super) enum Command {
 pub(super) struct Key {
     /// The entry's key: 1 to 1,024 bytes.
     pub(super) key: String,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(super) struct Bundle {
+    #[command(subcommand)]
+    pub(super) command: BundleCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum BundleCommand {
+    /// Write entries, of every namespace, into a new file, which replaces an older one; with trusted
+    /// keys only what they have signed.
+    Export {
+        /// The file, or - for stdout.
+        file: PathBuf,
+        /// Only what was used or stored since then: 2h (ago), or 2026-11-23T10:00:00Z.
+        #[arg(long, value_name = "TIME", conflicts_with = "key")]
+        since: Option<Since>,
+        /// Only the entry for this key; may be given several times.
+        #[arg(long, value_name = "KEY")]
+        key: Vec<String>,
+        /// Leave out what this bundle has, because it was imported before; may be given several times.
+        #[arg(long, value_name = "FILE")]
+        base: Vec<PathBuf>,
+    },
+    /// Take over the entries of a bundle; with trusted keys only what they have signed.
+    Import {
+        /// The file, or - for stdin.
+        file: PathBuf,
+    },
 }
 
 #[derive(Debug, ClapArgs)]

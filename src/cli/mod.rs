@@ -4,6 +4,7 @@
 //! go to stdout, words to stderr; `--json` makes each result one JSON object.
 
 mod args;
+mod bundle;
 mod check;
 mod destroy;
 mod gc;
@@ -37,7 +38,7 @@ use std::process::ExitCode;
 enum Status {
     /// Done, or a hit.
     Done = 0,
-    /// A miss.
+    /// A miss, or less than was asked for.
     Miss = 1,
     /// The call is wrong: options, a key, an output, a workspace.
     Usage = 2,
@@ -83,6 +84,7 @@ fn dispatch(args: &Args, printer: &Printer) -> Result<Status, Failure> {
         Command::Show(args) => show::main(global, args, printer),
         Command::Rm(args) => rm::main(global, args, printer),
         Command::Key(args) => key::main(args, printer),
+        Command::Bundle(args) => bundle::main(global, args, printer),
         Command::Stats => stats::main(global, printer),
         Command::Gc(args) => gc::main(global, args, printer),
         Command::Verify(args) => verify::main(global, args, printer),
@@ -107,7 +109,7 @@ impl Failure {
             Failure::Usage(_) => Status::Usage,
             Failure::Larder(error) => match error.kind() {
                 ErrorKind::Caller | ErrorKind::Workspace => Status::Usage,
-                ErrorKind::Damaged => Status::Damage,
+                ErrorKind::Damaged | ErrorKind::Source => Status::Damage,
                 ErrorKind::Miss => Status::Miss,
                 _ => Status::Store,
             },

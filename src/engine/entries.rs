@@ -22,7 +22,7 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 
 /// A manifest of more bytes than this is neither written nor read: some three million outputs.
-const MANIFEST_BYTES_MAX: u64 = 256 << 20;
+pub(crate) const MANIFEST_BYTES_MAX: u64 = 256 << 20;
 
 /// What a name without a suffix says.
 const MANIFEST_MODE: u32 = 0o444;

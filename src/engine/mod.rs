@@ -65,6 +65,8 @@ pub(crate) use {ghosts::ghost_decodes, references::count_references};
 pub use clean::remove_outputs;
 pub use destroy::destroy;
 pub use entries::Hit;
+#[cfg(feature = "bundle")]
+pub(crate) use entries::MANIFEST_BYTES_MAX;
 pub use evict::{EvictOptions, Evicted, Usage};
 pub use flight::{Claim, Flight};
 pub use ghosts::EvictedEarly;
