@@ -30,11 +30,12 @@ impl Batch<'_> {
         keep_going: &dyn Fn() -> bool,
     ) -> Result<()> {
         let path = || self.blobs().staging().path();
+        let blob_path = || self.blobs().blob_path(digest, targets.first().map_or(0o444, |to| to.0));
         let explain = |error| match error {
             StreamError::Interrupted => Error::Cancelled,
             // Whatever it says, it is not our disk that is full.
             StreamError::Source(source) => {
-                Error::Io { action: "receive bytes for", path: path().to_path_buf(), source }
+                Error::Io { action: "receive the bytes of", path: blob_path(), source }
             }
             StreamError::Target(error) => Error::io("stage a blob in", path().to_path_buf(), error),
         };
