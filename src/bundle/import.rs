@@ -83,7 +83,7 @@ pub enum Ending {
 /// let imported = bundle::import(&here, file.as_slice(), &cancel)?;
 /// assert!(imported.is_complete() && imported.entries == 1);
 /// assert!(here.lookup(&task)?.is_some());
-/// # Ok::<(), larder::Error>(())
+/// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub fn import(cache: &Cache, input: impl Read + Send, cancel: &Cancel) -> Result<Imported> {
     let (mut records, mut imported) = (RecordReader::open(input)?, Imported::default());

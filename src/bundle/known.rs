@@ -28,7 +28,7 @@ use std::io::Read;
 /// known.add(first.as_slice(), &cancel)?;
 /// let exported = bundle::export(&cache, &[old, new], &known, &mut Vec::new(), &cancel)?;
 /// assert_eq!((exported.entries, exported.known_entries), (1, 1));
-/// # Ok::<(), larder::Error>(())
+/// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Debug, Default)]
 pub struct Known {
