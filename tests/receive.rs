@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Lab, files_below, inode, noise, snapshot_read_only, task, write_old};
+use common::{Lab, Small, files_below, inode, noise, snapshot_read_only, task, write_old};
 use larder::{
     BlobRef, BlobSource, Cache, CacheEntry, CacheOptions, CacheOutput, Cancel, Digest, Durability,
     Error, ErrorKind, EvictOptions, Intake, KeyKind, Limit, Limits, LinkMode, LogPiece, LogStream,
@@ -474,6 +474,37 @@ fn what_is_swept_in_spite_of_all_is_asked_for_again() {
         "seven, and then the one that went"
     );
     assert_clean(&here.cache);
+}
+
+#[test]
+fn on_a_full_disk_room_is_made_if_the_source_can_be_asked_again() {
+    let Some(small) = Small::mount("size=6m,nr_inodes=900") else { return };
+    let path = small.path().join("store");
+    let cache = Cache::open(&path, unlimited()).expect("opens");
+    let entry = |seed, size_bytes| {
+        let mut entry = CacheEntry::new(0, 1);
+        entry.outputs.push(CacheOutput::bytes("x", noise(seed, size_bytes)));
+        entry
+    };
+    for number in 0..80 {
+        let name = task(&number.to_string());
+        cache.store(&name, &entry(number, 100_000), &Cancel::new()).expect("stored");
+    }
+    let there = Lab::with(unlimited());
+    there.cache.store(&task("k"), &entry(99, 3 << 20), &Cancel::new()).expect("stored");
+    let offer = offer(&there.cache, "k");
+    let before = cache.stats().expect("counted");
+    let once = Shelf { is_repeatable: false, ..Shelf::of(&offer) };
+    let refused = receive(&cache, offer.manifest(), &once);
+    assert!(matches!(refused, Err(Error::Full { .. })), "{refused:?}");
+    let after = cache.stats().expect("counted");
+    assert_eq!((after.entries, after.blobs), (before.entries, before.blobs), "nothing went");
+    let again = Shelf::of(&offer);
+    receive(&cache, offer.manifest(), &again).expect("there is room now");
+    assert_eq!(again.asked(), 2);
+    assert!(cache.lookup(&task("k")).expect("a lookup").is_some());
+    assert!(cache.stats().expect("counted").entries < before.entries);
+    assert_clean(&cache);
 }
 
 #[test]
