@@ -154,7 +154,7 @@ fn what_came_before_a_cut_is_here_and_the_rest_is_not() {
     let there = filled();
     let (file, _) = exported(&there.cache, &ALL, &Known::default());
     let mut entries_before = 0;
-    let step = file.len() / 40;
+    let step = file.len() / 20;
     for length in (12..file.len()).step_by(step).chain([file.len() - 1]) {
         let here = lab();
         let told = imported(&here.cache, &file[..length]);
@@ -184,7 +184,7 @@ fn what_came_before_a_cut_is_here_and_the_rest_is_not() {
 fn no_damage_becomes_an_entry() {
     let there = filled();
     let (file, _) = exported(&there.cache, &ALL, &Known::default());
-    for position in (0..file.len()).step_by(file.len() / 60).chain(0..24) {
+    for position in (0..file.len()).step_by(file.len() / 30).chain(0..24) {
         let here = lab();
         let mut damaged = file.clone();
         damaged[position] ^= 1 << (position % 8);
