@@ -63,6 +63,10 @@ mod ledger;
 mod manifest;
 mod options;
 mod parallel;
+#[cfg(feature = "remote")]
+#[cfg_attr(not(test), expect(dead_code, reason = "the backend that uses it is the next step"))]
+#[expect(unused_imports, reason = "the same")]
+mod remote;
 #[cfg(larder_rigs)]
 pub mod rigging;
 mod shards;
@@ -93,6 +97,11 @@ pub use manifest::{
 pub use options::{
     CacheOptions, Durability, LINK_BYTES_MIN, Limit, Limits, LinkMode, MtimeMode, Network,
     PRIVATE_SUFFIXES, ParseOptionError, RestoreOptions, Sharing, VerifyLevel,
+};
+#[cfg(feature = "remote")]
+pub use remote::{
+    Answer, ClientCertificate, PROBE_AFTER_FACTOR_MAX, RemoteAccess, RemoteAddress, RemoteError,
+    RemoteHeaders, RemoteOptions, RemoteStatus, TokenSource,
 };
 pub use signature::{
     KeyId, KeyKind, ParseKeyIdError, ParseWriterError, Signature, SigningKey, TrustedKey,
