@@ -18,7 +18,8 @@ use tonic::Code;
 const RESULT_BYTES_MAX: usize = 16 << 20;
 
 impl Session {
-    /// The result of an action; `None` if the server has none. What it says is as the server sent it.
+    /// The result of an action; `None` if the server has none. What it says is as the server sent
+    /// it.
     pub(super) async fn get_action(
         &self,
         action: &RemoteDigest,

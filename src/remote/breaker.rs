@@ -1,14 +1,14 @@
-//! `Breaker`: after an outage the server is left alone for a while, so that a build waits for it once
-//! and not at each task.
+//! `Breaker`: after an outage the server is left alone for a while, so that a build waits for it
+//! once and not at each task.
 //!
 //! States:
-//! - Closed: calls are made. [`FAILURES_MAX`] calls in a row that failed for good open it; so does one
-//!   while the server has never answered.
+//! - Closed: calls are made. [`FAILURES_MAX`] calls in a row that failed for good open it; so does
+//!   one while the server has never answered.
 //! - Open: no call is made, until a time is over.
 //! - Half open: one call is let through and decides. If it fails, the time doubles.
 //!
-//! A call that was dropped decides nothing. Only failures that say "not available" count: a refusal or
-//! a lie is an answer.
+//! A call that was dropped decides nothing. Only failures that say "not available" count: a refusal
+//! or a lie is an answer.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -36,7 +36,8 @@ pub(super) enum State {
     HalfOpen { wait: Duration },
 }
 
-/// The right to make one call. What becomes of the call is said by its methods; dropped, nothing is.
+/// The right to make one call. What becomes of the call is said by its methods; dropped, nothing
+/// is.
 #[derive(Debug)]
 #[must_use]
 pub(super) struct Pass<'a> {

@@ -236,8 +236,8 @@ impl Trial<'_> {
         self.attempts.forget();
     }
 
-    /// The server answered, and the answer is of no use. Waits, and returns whether there is another
-    /// attempt.
+    /// The server answered, and the answer is of no use. Waits, and returns whether there is
+    /// another attempt.
     pub(super) async fn wait(&mut self) -> bool {
         let wait = self.attempts.next(Duration::ZERO);
         if let Some(wait) = wait {

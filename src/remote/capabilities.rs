@@ -10,11 +10,11 @@ use super::error::RemoteError;
 use bazel_remote_apis::build::bazel::{remote::execution::v2 as reapi, semver::SemVer};
 use reapi::{compressor, digest_function, symlink_absolute_path_strategy};
 
-/// The largest message, with all that is around the blobs in it. gRPC libraries take 4 MiB if nobody
-/// has told them otherwise, and servers without a limit of their own run into that one.
+/// The largest message, with all that is around the blobs in it. gRPC libraries take 4 MiB if
+/// nobody has told them otherwise, and servers without a limit of their own run into that one.
 pub(super) const MESSAGE_BYTES_MAX: u64 = 4_000_000;
-/// What a blob in a batch needs beside its bytes: a digest of 64 hex digits and a size, tags, lengths
-/// and, in answers, a status with some text.
+/// What a blob in a batch needs beside its bytes: a digest of 64 hex digits and a size, tags,
+/// lengths and, in answers, a status with some text.
 pub(super) const BATCH_ENTRY_BYTES: u64 = 300;
 /// What one digest in a request needs at most.
 pub(super) const DIGEST_BYTES: u64 = 90;

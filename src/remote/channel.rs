@@ -4,9 +4,9 @@
 //! - Nothing is connected before the first call, and a connection that went silent is never used
 //!   again: the next call gets a new one.
 //! - A wait for the server ends when its connection has moved no byte, in either direction, for the
-//!   idle timeout. A slow transfer moves bytes; a dead server does not. Since other calls on the same
-//!   connection move bytes, too, each wait also has an end of its own, far off and scaled with the
-//!   bytes that it waits for.
+//!   idle timeout. A slow transfer moves bytes; a dead server does not. Since other calls on the
+//!   same connection move bytes, too, each wait also has an end of its own, far off and scaled with
+//!   the bytes that it waits for.
 //!
 //! HTTP/2 pings are not used to find dead peers: many servers take frequent pings for an attack and
 //! close the connection (gRPC, "Keepalive User Guide": `too_many_pings`). TCP's own keep-alive,
@@ -39,11 +39,15 @@ const LANES_MAX: usize = 4;
 const CALLS_PER_LANE: usize = 4;
 /// What a server may send ahead on one stream: enough for 100 Mbit/s at 160 ms.
 const STREAM_WINDOW_BYTES: u32 = 2 << 20;
-const CONNECTION_WINDOW_BYTES: u32 = 8 << 20;
+/// More than all streams together, so that those that nobody reads at the moment do not hold up a
+/// call beside them.
+const CONNECTION_WINDOW_BYTES: u32 = 12 << 20;
 const TCP_KEEP_ALIVE: Duration = Duration::from_secs(30);
 /// Slower than this, a call that shares its connection has been forgotten.
 const BYTES_PER_SECOND_MIN: u64 = 16 << 10;
 const PEM_BYTES_MAX: u64 = 16 << 20;
+/// Longer than any process; what is added to a time must not pass the end of time.
+const AGES: Duration = Duration::from_secs(86_400 * 365);
 
 /// The connections to one server.
 pub(super) struct Lanes {
@@ -156,22 +160,21 @@ impl Lane {
         call: impl Future<Output = Result<T, Status>>,
     ) -> Result<T, Status> {
         let begun = Instant::now();
-        let end = begun.checked_add(patience.total);
+        let end = begun + patience.total.min(AGES);
+        let silent_until = || self.pulse.last().max(begun) + patience.idle.min(AGES);
         let mut call = pin!(call);
         loop {
-            let silent_until = self.pulse.last().max(begun) + patience.idle;
-            let until = end.map_or(silent_until, |end| end.min(silent_until));
             tokio::select! {
                 biased;
                 outcome = &mut call => return outcome,
-                () = tokio::time::sleep_until(until) => {}
+                () = tokio::time::sleep_until(end.min(silent_until())) => {}
             }
-            if self.pulse.last().max(begun) + patience.idle <= Instant::now() {
+            if silent_until() <= Instant::now() {
                 // What is written to a silent connection may wait for minutes before TCP gives up.
                 self.is_dead.store(true, Ordering::Relaxed);
                 return Err(Status::deadline_exceeded("the connection went silent"));
             }
-            if end.is_some_and(|end| end <= Instant::now()) {
+            if end <= Instant::now() {
                 return Err(Status::deadline_exceeded("the call took far too long"));
             }
         }
@@ -342,6 +345,12 @@ mod tests {
         let error = lane.watch(patience, pending::<Result<(), _>>()).await.expect_err("silence");
         assert_eq!(error.code(), tonic::Code::DeadlineExceeded);
         assert!(lane.is_dead.load(Ordering::Relaxed));
+    }
+
+    #[tokio::test]
+    async fn endless_patience_does_not_overflow() {
+        let patience = Patience::new(Duration::MAX, u64::MAX);
+        assert_eq!(lane().watch(patience, async { Ok(7) }).await.expect("an answer"), 7);
     }
 
     #[tokio::test(start_paused = true)]

@@ -3,8 +3,8 @@
 //! Invariants:
 //! - Making a client connects to nothing and waits for nothing.
 //! - Nothing is written without [`RemoteAccess::ReadWrite`], nor to a server that does not take
-//!   results, nor again to one that has refused because of who asks or for want of space: it is only
-//!   read from then on.
+//!   results, nor again to one that has refused because of who asks or for want of space: it is
+//!   only read from then on.
 
 use super::blobs::{Downloads, Session, Upload, Uploaded};
 use super::call::{Purpose, Server};
@@ -94,8 +94,8 @@ impl Client {
         self.session().await?.find_missing(digests).await
     }
 
-    /// Uploads blobs, each once; what [`Client::find_missing`] does not list need not be given. When
-    /// this is dropped some may be there already, which does no harm.
+    /// Uploads blobs, each once; what [`Client::find_missing`] does not list need not be given.
+    /// When this is dropped some may be there already, which does no harm.
     ///
     /// # Errors
     /// If the server may not be written to, or the first error of a blob; others may be there then.
@@ -108,7 +108,8 @@ impl Client {
     /// Begins to download blobs; each arrives once, in any order, or with an error.
     ///
     /// # Errors
-    /// If the server cannot be asked for its capabilities. What happens later arrives with the blobs.
+    /// If the server cannot be asked for its capabilities. What happens later arrives with the
+    /// blobs.
     pub(crate) async fn download(
         &self,
         digests: &[RemoteDigest],

@@ -1,9 +1,10 @@
 //! `RemoteDigest`: the name of a blob on a server, hash and size, under either digest function.
 //!
 //! Invariants:
-//! - Which function made a digest is said once for a connection and never mixed within it; BLAKE3 and
-//!   SHA-256 have the same length, so nothing in the digest itself would tell them apart.
-//! - What comes from a server has 64 lowercase hex digits and a size of at least 0, or is no digest.
+//! - Which function made a digest is said once for a connection and never mixed within it; BLAKE3
+//!   and SHA-256 have the same length, so nothing in the digest itself would tell them apart.
+//! - What comes from a server has 64 lowercase hex digits and a size of at least 0, or is no
+//!   digest.
 //!
 //! The store's own names are [`crate::digest::Digest`], always BLAKE3 and without a size.
 

@@ -63,8 +63,8 @@ pub struct RemoteOptions {
     /// Never the time of a whole transfer, which may be as long as its bytes need. Default:
     /// 30 seconds. At 0 each call fails.
     pub idle_timeout: Duration,
-    /// How long after an outage the server is tried again, at first; each further failure doubles it,
-    /// to at most [`PROBE_AFTER_FACTOR_MAX`] times. Default: 30 seconds. At 0 each call tries.
+    /// How long after an outage the server is tried again, at first; each further failure doubles
+    /// it, to at most [`PROBE_AFTER_FACTOR_MAX`] times. Default: 30 seconds. At 0 each call tries.
     pub probe_after: Duration,
     /// How long the end of a run waits for uploads; what is left is uploaded later. Default:
     /// 10 seconds. At 0 it does not wait.
@@ -131,7 +131,8 @@ impl RemoteHeaders {
         let name = name.to_ascii_lowercase();
         let is_name = !name.is_empty()
             && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b));
-        // `-bin` is for binary values, `grpc-` for the protocol (gRPC over HTTP2, "Custom-Metadata").
+        // `-bin` is for binary values, `grpc-` for the protocol (gRPC over HTTP2,
+        // "Custom-Metadata").
         let is_ours = name.starts_with("grpc-")
             || name.ends_with("-bin")
             || RESERVED_HEADERS.contains(&name.as_str());
@@ -246,8 +247,8 @@ impl RemoteOptions {
 }
 
 /// Where a server is, from `grpc://host[:port][/instance]` (plain, port 80 if not named),
-/// `grpcs://host[:port][/instance]` (TLS, port 443 if not named) or `unix:/path/to/socket`. A user, a
-/// password, a query or a fragment is an error.
+/// `grpcs://host[:port][/instance]` (TLS, port 443 if not named) or `unix:/path/to/socket`. A user,
+/// a password, a query or a fragment is an error.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RemoteAddress {
     pub(super) place: Place,

@@ -2,7 +2,8 @@
 //!
 //! Invariants:
 //! - No message holds a token, a value of a header, or more of a server's text than
-//!   [`TEXT_BYTES_MAX`] bytes; control characters in it are replaced, since it is shown on terminals.
+//!   [`TEXT_BYTES_MAX`] bytes; control characters in it are replaced, since it is shown on
+//!   terminals.
 //! - None of these errors is a reason for a task to fail.
 
 use super::digests::RemoteDigest;

@@ -1,9 +1,10 @@
 //! Which failures of a call are worth another try, and when.
 //!
-//! From the "Status codes and their use in gRPC" and the Remote Execution API: the codes that may pass by themselves are tried again
-//! after a wait that doubles and is never the same for two clients; `RetryInfo` in an answer says how long the wait is
-//! at least (`error_details.proto`; `remote_execution.proto`, `ContentAddressableStorage`). Everything else would give the
-//! same answer again.
+//! From the "Status codes and their use in gRPC" and the Remote Execution API: the codes that may
+//! pass by themselves are tried again after a wait that doubles and is never the same for two
+//! clients; `RetryInfo` in an answer says how long the wait is at least (`error_details.proto`;
+//! `remote_execution.proto`, `ContentAddressableStorage`). Everything else would give the same
+//! answer again.
 
 use bazel_remote_apis::google;
 use std::hash::{BuildHasher, RandomState};

@@ -2,7 +2,8 @@
 //!
 //! Invariants:
 //! - A token is read before the first call, and again after a server has refused it: once for all
-//!   calls that were refused the same one. What is read again and has not changed is not tried again.
+//!   calls that were refused the same one. What is read again and has not changed is not tried
+//!   again.
 //! - Tokens and values of headers are kept in memory, marked as sensitive for the layers below, and
 //!   shown nowhere; [`Credentials::secrets`] is there to take them out of what a server says.
 
@@ -156,8 +157,8 @@ fn read_file(path: &Path) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// What the command prints. Its errors are not passed on, since nobody may be there to read them; the
-/// message says which command to try by hand.
+/// What the command prints. Its errors are not passed on, since nobody may be there to read them;
+/// the message says which command to try by hand.
 async fn run(program: &str, arguments: &[String]) -> io::Result<Vec<u8>> {
     let mut child = tokio::process::Command::new(program)
         .args(arguments)

@@ -1,5 +1,6 @@
-//! A proxy between a client and a server that does to their bytes what networks do: delay, narrowness,
-//! resets in the middle, silence. It knows nothing of what the bytes mean, and counts them.
+//! A proxy between a client and a server that does to their bytes what networks do: delay,
+//! narrowness, resets in the middle, silence. It knows nothing of what the bytes mean, and counts
+//! them.
 
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
@@ -40,8 +41,8 @@ pub(crate) enum NetworkFault {
     Resets { times: usize, after_bytes: u64 },
     /// The same, once so many bytes have gone to the server.
     ResetsUploads { times: usize, after_bytes: u64 },
-    /// So many connections go silent towards the client, once so many bytes have gone to it. They stay
-    /// open.
+    /// So many connections go silent towards the client, once so many bytes have gone to it. They
+    /// stay open.
     Swallows { times: usize, after_bytes: u64 },
     /// The same towards the server.
     SwallowsUploads { times: usize, after_bytes: u64 },

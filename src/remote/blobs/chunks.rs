@@ -1,12 +1,14 @@
 //! Large blobs to a server in chunks, of which only those travel that it lacks.
 //!
-//! From `remote_execution.proto`, `FastCdc2020Params` and `RegisterChunkMapping` (`SpliceBlob` before 2.13): chunks are
-//! cut by content, with a quarter of the average as the smallest and four times it as the largest size, normalization
-//! level 2; blobs up to the largest size travel whole; all chunks are there before the server is told how they make
-//! the blob; the server checks what they make.
+//! From `remote_execution.proto`, `FastCdc2020Params` and `RegisterChunkMapping` (`SpliceBlob`
+//! before 2.13): chunks are cut by content, with a quarter of the average as the smallest and four
+//! times it as the largest size, normalization level 2; blobs up to the largest size travel whole;
+//! all chunks are there before the server is told how they make the blob; the server checks what
+//! they make.
 //!
-//! Whatever does not work with chunks is done without: a chunk that was evicted in between, a server that claims more
-//! than it can. The other way round, downloads are whole: which chunks are here already is not known.
+//! Whatever does not work with chunks is done without: a chunk that was evicted in between, a
+//! server that claims more than it can. The other way round, downloads are whole: which chunks are
+//! here already is not known.
 
 use super::upload::{Exactly, Upload, UploadSource, Uploaded};
 use super::{ANSWER_BYTES_MAX, Session};

@@ -1,7 +1,9 @@
-//! Blobs from a server: small ones in batches, the others as streams, in whatever order they arrive.
+//! Blobs from a server: small ones in batches, the others as streams, in whatever order they
+//! arrive.
 //!
-//! The transfer runs on the runtime; blocking threads take what arrives ([`Downloads::next`]) and read it
-//! ([`BlobReader`]). Between the two are bounded channels: whoever takes slowly slows the server down.
+//! The transfer runs on the runtime; blocking threads take what arrives ([`Downloads::next`]) and
+//! read it ([`BlobReader`]). Between the two are bounded channels: whoever takes slowly slows the
+//! server down.
 
 use super::compress;
 use super::{ANSWER_BYTES_MAX, Session};
@@ -50,8 +52,8 @@ pub(super) enum Piece {
     Failed(RemoteError),
 }
 
-/// The bytes of a blob. Reads to its end only if they have the blob's size and digest; every error is
-/// a [`RemoteError`] inside of an `io::Error`. Blocks; not for asynchronous code.
+/// The bytes of a blob. Reads to its end only if they have the blob's size and digest; every error
+/// is a [`RemoteError`] inside of an `io::Error`. Blocks; not for asynchronous code.
 #[derive(Debug)]
 pub(crate) struct BlobReader {
     current: io::Cursor<Vec<u8>>,
@@ -60,8 +62,8 @@ pub(crate) struct BlobReader {
 }
 
 impl Downloads {
-    /// The next blob; `None` after the last. Blocks; any thread that is not the runtime's may call it,
-    /// several at once. Each blob that was asked for arrives once.
+    /// The next blob; `None` after the last. Blocks; any thread that is not the runtime's may call
+    /// it, several at once. Each blob that was asked for arrives once.
     pub(crate) fn next(&self) -> Option<Arrival> {
         self.arrivals.lock().unwrap_or_else(PoisonError::into_inner).blocking_recv()
     }
@@ -191,7 +193,8 @@ impl Session {
         }
     }
 
-    /// Passes on what arrives and takes it out of `left`. What is left then has this error, or may come as streams.
+    /// Passes on what arrives and takes it out of `left`. What is left then has this error, or may
+    /// come as streams.
     async fn try_download_batch(
         &self,
         left: &mut Vec<RemoteDigest>,

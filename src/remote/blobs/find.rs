@@ -16,8 +16,8 @@ const ACTION: &str = "find missing blobs";
 const DIGESTS_MAX: usize = 4000;
 
 impl Session {
-    /// Those of `digests` that the server lacks, each once, in the given order. The server keeps the
-    /// others for a while longer.
+    /// Those of `digests` that the server lacks, each once, in the given order. The server keeps
+    /// the others for a while longer.
     ///
     /// # Errors
     /// If the server cannot be asked, or names a blob that was not asked for.
@@ -46,7 +46,7 @@ impl Session {
     }
 
     async fn find_part(&self, part: Vec<RemoteDigest>) -> Result<Vec<RemoteDigest>, RemoteError> {
-        let _permit = self.batches.acquire().await;
+        let _permit = self.questions.acquire().await;
         let bytes = part.len() as u64 * DIGEST_BYTES;
         let message = reapi::FindMissingBlobsRequest {
             instance_name: self.server.instance().to_owned(),

@@ -1,11 +1,11 @@
 //! Blobs on a server: which are missing, how they get there, how they come back.
 //!
 //! Invariants:
-//! - A blob without bytes is never asked for, sent or fetched: servers have it (`remote_execution.proto`,
-//!   `ContentAddressableStorage`).
-//! - Small blobs travel in batches, large ones in chunks where the server can put them together, the others one at a
-//!   time as streams; of each kind a few at once, so that
-//!   memory is bounded by the number of calls, not by what is transferred.
+//! - A blob without bytes is never asked for, sent or fetched: servers have it
+//!   (`remote_execution.proto`, `ContentAddressableStorage`).
+//! - Small blobs travel in batches, large ones in chunks where the server can put them together,
+//!   the others one at a time as streams; of each kind a few at once, so that memory is bounded by
+//!   the number of calls, not by what is transferred.
 //! - What a server gives is what its digest says, or an error.
 
 mod chunks;
@@ -25,11 +25,15 @@ use super::digests::RemoteDigest;
 use std::sync::Arc;
 use tokio::sync::Semaphore;
 
-/// How many batches are under way at once: enough that one is on the line while another is answered.
+/// How many searches are under way at once.
+const QUESTIONS_MAX: usize = 4;
+/// How many batches are under way at once: enough that one is on the line while another is
+/// answered.
 const BATCHES_MAX: usize = 4;
 /// How many streams are.
 const STREAMS_MAX: usize = 4;
-/// The largest message that is taken. Above [`MESSAGE_BYTES_MAX`], because servers count differently.
+/// The largest message that is taken. Above [`MESSAGE_BYTES_MAX`], because servers count
+/// differently.
 pub(super) const ANSWER_BYTES_MAX: usize = 4 << 20 | 64 << 10;
 
 /// One server whose capabilities are known.
@@ -37,6 +41,8 @@ pub(super) const ANSWER_BYTES_MAX: usize = 4 << 20 | 64 << 10;
 pub(super) struct Session {
     pub(super) server: Arc<Server>,
     pub(super) capabilities: RemoteCapabilities,
+    /// For calls that carry no blobs, and must not wait for somebody to take some.
+    questions: Semaphore,
     batches: Semaphore,
     streams: Semaphore,
 }
@@ -46,13 +52,14 @@ impl Session {
         Session {
             server,
             capabilities,
+            questions: Semaphore::new(QUESTIONS_MAX),
             batches: Semaphore::new(BATCHES_MAX),
             streams: Semaphore::new(STREAMS_MAX),
         }
     }
 
-    /// Cuts into batches, in the given order: each fits the server's limit for blobs and the limit for messages, with
-    /// all that is around the blobs. What fits no batch is left to streams.
+    /// Cuts into batches, in the given order: each fits the server's limit for blobs and the limit
+    /// for messages, with all that is around the blobs. What fits no batch is left to streams.
     fn batches_of<T>(
         &self,
         blobs: Vec<T>,

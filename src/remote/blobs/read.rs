@@ -1,10 +1,10 @@
 //! One blob from a server, as a stream.
 //!
 //! From `bytestream.proto`, `Read`, and `remote_execution.proto`, `ContentAddressableStorage`:
-//! - A read that broke off goes on at the offset where it was, which counts plain bytes in either form. It goes on
-//!   plain, which every server can.
-//! - "Clients MUST verify" hash and size. The end is passed on only after both are right; before it no more than the
-//!   stated size.
+//! - A read that broke off goes on at the offset where it was, which counts plain bytes in either
+//!   form. It goes on plain, which every server can.
+//! - "Clients MUST verify" hash and size. The end is passed on only after both are right; before it
+//!   no more than the stated size.
 
 use super::compress::{self, Inflate};
 use super::download::Piece;

@@ -1,7 +1,7 @@
 //! Blobs to a server: small ones in batches, the others as streams.
 //!
-//! From `remote_execution.proto`, `BatchUpdateBlobs`: "The requests may succeed or fail independently". Each blob's own
-//! status counts, and only those that failed are sent again.
+//! From `remote_execution.proto`, `BatchUpdateBlobs`: "The requests may succeed or fail
+//! independently". Each blob's own status counts, and only those that failed are sent again.
 
 use super::compress;
 use super::{ANSWER_BYTES_MAX, Session};
@@ -73,11 +73,12 @@ impl Uploaded {
 }
 
 impl Session {
-    /// Uploads all of them, each once. What [`Session::find_missing`] does not list need not be given.
+    /// Uploads all of them, each once. What [`Session::find_missing`] does not list need not be
+    /// given.
     ///
     /// # Errors
-    /// The first error; the others are tried all the same, unless the server is unavailable or refuses
-    /// what is written.
+    /// The first error; the others are tried all the same, unless the server is unavailable or
+    /// refuses what is written.
     pub(crate) async fn upload(
         self: &Arc<Session>,
         uploads: Vec<Upload>,
@@ -295,8 +296,8 @@ fn entry(upload: &Upload, may_compress: bool) -> io::Result<Entry> {
     Ok(Entry { digest: Some(upload.digest.to_message()), data, compressor: compressor as i32 })
 }
 
-/// A reader that has exactly so many bytes, or fails: a source that has changed must not be sent under
-/// the old name.
+/// A reader that has exactly so many bytes, or fails: a source that has changed must not be sent
+/// under the old name.
 pub(super) struct Exactly<R> {
     inner: R,
     left_bytes: u64,

@@ -1,9 +1,11 @@
 //! One blob to a server, as a stream.
 //!
-//! From `bytestream.proto`, `Write` and `QueryWriteStatus`, and `remote_execution.proto`, `ContentAddressableStorage`:
-//! - An upload that broke off goes on where the server says that it has got to; a compressed one begins again.
-//! - An answer may come early: somebody else has finished the same blob. It then names the full size, or -1 if the
-//!   upload is compressed.
+//! From `bytestream.proto`, `Write` and `QueryWriteStatus`, and `remote_execution.proto`,
+//! `ContentAddressableStorage`:
+//! - An upload that broke off goes on where the server says that it has got to; a compressed one
+//!   begins again.
+//! - An answer may come early: somebody else has finished the same blob. It then names the full
+//!   size, or -1 if the upload is compressed.
 //! - A blob that is not what its digest says is `INVALID_ARGUMENT`, and not sent again.
 
 use super::compress;
@@ -13,7 +15,7 @@ use crate::remote::call::{Line, Purpose};
 use crate::remote::channel::Patience;
 use crate::remote::error::RemoteError;
 use crate::remote::resource::{Form, UploadId, write_name};
-use crate::remote::retry::{Verdict, judge};
+use crate::remote::retry::{PROGRESS_BYTES_MIN, Verdict, judge};
 use bazel_remote_apis::google::bytestream::byte_stream_client::ByteStreamClient;
 use bazel_remote_apis::google::bytestream::{QueryWriteStatusRequest, WriteRequest, WriteResponse};
 use std::io::{self, Read};
@@ -74,7 +76,7 @@ impl Session {
             match self.progress(&trial.line().await?, upload, form, name).await? {
                 Progress::Finished => return Ok(trial.answered(sent_bytes)),
                 Progress::At(committed) => {
-                    if committed > offset {
+                    if committed >= offset.saturating_add(PROGRESS_BYTES_MIN) {
                         trial.got_on();
                     }
                     if committed == 0 {
@@ -166,8 +168,8 @@ impl Session {
             ByteStreamClient::new(line.channel()).max_decoding_message_size(ANSWER_BYTES_MAX);
         let request = line.request(QueryWriteStatusRequest { resource_name });
         let call = client.query_write_status(request);
-        // Servers that know nothing of it, or cannot say, get the blob again; what is wrong with them
-        // shows there.
+        // Servers that know nothing of it, or cannot say, get the blob again; what is wrong with
+        // them shows there.
         let Ok(answer) = line.watch(self.server.patience(0), call).await else {
             return Ok(Progress::At(0));
         };

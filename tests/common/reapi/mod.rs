@@ -1,8 +1,8 @@
 //! A server of the Remote Execution API in memory, on a thread of its own, that can misbehave.
 //!
-//! Left alone it is strict: it takes no blob whose bytes are not its digest, no digest function that was not set, no
-//! write at an offset where it is not, no batch above its limit. What it does wrong is set in [`Behaviour`], at any
-//! time.
+//! Left alone it is strict: it takes no blob whose bytes are not its digest, no digest function
+//! that was not set, no write at an offset where it is not, no batch above its limit. What it does
+//! wrong is set in [`Behaviour`], at any time.
 
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
