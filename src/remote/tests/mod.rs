@@ -3,6 +3,7 @@
 mod calls;
 mod downloads;
 mod network;
+mod real;
 mod security;
 mod uploads;
 
