@@ -72,6 +72,11 @@ impl Session {
                 (form, offset, id) = (Form::Plain, 0, UploadId::new());
                 continue;
             }
+            if offset > 0 && judge(&status) == Verdict::Rejected {
+                // Nor does it have to be able to go on where it said that it was.
+                (offset, id) = (0, UploadId::new());
+                continue;
+            }
             trial.failed(&line, &status).await?;
             match self.progress(&trial.line().await?, upload, form, name).await? {
                 Progress::Finished => return Ok(trial.answered(sent_bytes)),

@@ -108,7 +108,7 @@ async fn a_connection_that_goes_silent_is_replaced() -> TestResult {
     server.put(&bytes);
     let digest = DigestFunction::Sha256.digest(&bytes);
     assert!(take_one(&client, digest).await? == bytes);
-    assert_eq!((proxy.faults(), proxy.connections()), (1, 2));
+    assert!(proxy.faults() == 1 && proxy.connections() >= 2, "{}", proxy.connections());
 
     proxy.set(Network {
         fault: NetworkFault::SwallowsUploads { times: 1, after_bytes: 1 << 20 },
@@ -121,17 +121,18 @@ async fn a_connection_that_goes_silent_is_replaced() -> TestResult {
 
 #[tokio::test]
 async fn a_transfer_may_last_longer_than_the_idle_timeout() -> TestResult {
+    // Far longer than a busy machine keeps a thread waiting, and half as long as each transfer.
+    let idle = Duration::from_secs(5);
     let server = FakeServer::start();
-    // Five times the idle timeout.
-    let bytes = noise(1, 5 << 20);
-    let rate = (bytes.len() as f64 / SILENCE.as_secs_f64() / 5.0) as u64;
+    server.claim(|cache| cache.max_batch_total_size_bytes = 1000);
+    let bytes = noise(1, 1 << 20);
     let network = Network {
         delay: Duration::from_millis(50),
-        bytes_per_second: rate,
+        bytes_per_second: bytes.len() as u64 / (2 * idle.as_secs()),
         fault: NetworkFault::None,
     };
     let proxy = FaultProxy::start(server.address(), network);
-    let client = impatient(&proxy);
+    let client = Client::connect(options(&proxy.url()).with_idle_timeout(idle));
     assert_eq!(client.upload(uploads(std::slice::from_ref(&bytes))).await?.blobs, 1);
     assert_eq!(server.count(Method::Write), 1, "in one go");
     assert!(take_one(&client, DigestFunction::Sha256.digest(&bytes)).await? == bytes);

@@ -134,6 +134,16 @@ async fn an_upload_begins_again_where_nobody_knows_how_far_it_got() -> TestResul
 }
 
 #[tokio::test]
+async fn an_upload_begins_again_where_the_server_cannot_go_on() -> TestResult {
+    let server = FakeServer::start();
+    let client = client_of(&server);
+    server.behave(|b| b.write = WriteFault::CannotGoOn { times: 1, after_bytes: 1 << 20 });
+    assert_eq!(client.upload(uploads(&[noise(1, 5 << 20)])).await?.blobs, 1);
+    assert_eq!((server.count(Method::Write), server.count(Method::QueryWrite)), (3, 1));
+    Ok(())
+}
+
+#[tokio::test]
 async fn an_early_answer_is_a_success() -> TestResult {
     let server = FakeServer::start();
     server.claim(|cache| cache.supported_compressors = vec![1]);

@@ -103,7 +103,9 @@ impl ByteStream for Bytes {
         let (resource, fault) = {
             let mut state = self.0.state();
             let fault = state.behaviour.write;
-            if let WriteFault::Breaks { times, .. } = &mut state.behaviour.write {
+            if let WriteFault::Breaks { times, .. } | WriteFault::CannotGoOn { times, .. } =
+                &mut state.behaviour.write
+            {
                 *times = times.saturating_sub(1);
             }
             (state.parse(&name)?, fault)
@@ -112,6 +114,9 @@ impl ByteStream for Bytes {
             WriteFault::Early => {
                 let size = if resource.is_compressed { -1 } else { resource.digest.size_bytes };
                 return Ok(Response::new(WriteResponse { committed_size: size }));
+            }
+            WriteFault::CannotGoOn { .. } if first.write_offset > 0 => {
+                return Err(Status::invalid_argument("only whole uploads"));
             }
             WriteFault::Hangs => tokio::time::sleep(Duration::from_secs(3600)).await,
             _ => {}
@@ -128,7 +133,10 @@ impl ByteStream for Bytes {
             count += i64::try_from(message.data.len()).expect("small");
             came.extend(&message.data);
             let breaks = match fault {
-                WriteFault::Breaks { times, after_bytes } => times > 0 && came.len() >= after_bytes,
+                WriteFault::Breaks { times, after_bytes }
+                | WriteFault::CannotGoOn { times, after_bytes } => {
+                    times > 0 && came.len() >= after_bytes
+                }
                 WriteFault::BreaksAndClaims(_) => true,
                 _ => false,
             };

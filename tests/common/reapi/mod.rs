@@ -124,6 +124,8 @@ pub(crate) enum WriteFault {
     None,
     /// So many streams break off after so many bytes; what came is kept.
     Breaks { times: u32, after_bytes: usize },
+    /// As `Breaks`, and no stream may go on where it was.
+    CannotGoOn { times: u32, after_bytes: usize },
     /// The blob is there already, the server says after the first message.
     Early,
     /// The server says that it took so many bytes.
