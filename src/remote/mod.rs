@@ -1,8 +1,9 @@
 //! `remote`: a client of the Remote Execution API, version 2, for its cache half.
 //!
 //! It knows digests, streams and messages, and knows no store: what a blob or a result is for, and
-//! where its bytes come from and go to, is for the callers. Asynchronous, on the caller's tokio
-//! runtime, which needs its I/O and time drivers.
+//! where its bytes come from and go to, is for the callers; `translate` says what an entry looks
+//! like there, and does no calls. Asynchronous, on the caller's tokio runtime, which needs its I/O
+//! and time drivers.
 //!
 //! Invariants:
 //! - What a server says is checked before it counts: sizes, counts, names, and the digest of every
@@ -29,6 +30,7 @@ mod error;
 mod resource;
 mod retry;
 mod token;
+pub(crate) mod translate;
 
 pub(crate) use blobs::{Arrival, BlobReader, Downloads, Upload, UploadSource, Uploaded};
 pub(crate) use capabilities::{Chunking, RemoteCapabilities};
