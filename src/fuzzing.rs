@@ -4,6 +4,8 @@
 use crate::index::Row;
 use crate::key::TaskDigest;
 use crate::manifest::{Origin, wrap_body};
+#[cfg(feature = "remote")]
+use crate::remote::translate;
 use crate::{engine, identity, ledger};
 
 /// A manifest file with this body, taken verbatim, valid or not, and right checksums around it.
@@ -61,4 +63,27 @@ pub fn decode_row(bytes: &[u8], task: [u8; 32], key: [u8; 32]) -> bool {
         assert_eq!(row.encode(&task, &key), bytes, "one row has one encoding");
     }
     row.is_some()
+}
+
+/// Whether these pieces are a result of an action that is an entry: the result, and then what it names, in
+/// the order in which it is wanted; no bytes where there are no more. The name of a piece is its length,
+/// with zeros for a hash, so that anything can name anything, and itself.
+///
+/// # Panics
+/// If the entry, sent to a server and read from there, is another one.
+#[cfg(feature = "remote")]
+pub fn read_action_result(pieces: &[&[u8]]) -> bool {
+    let entry = translate::read_pieces(pieces);
+    entry.as_ref().inspect(|entry| translate::check_described(entry)).is_some()
+}
+
+/// Describes the manifest with this body, if it is one, as a result of an action.
+///
+/// # Panics
+/// As [`read_action_result`].
+#[cfg(feature = "remote")]
+pub fn describe_manifest_body(body: &[u8]) {
+    if let Ok((_, manifest)) = crate::Manifest::decode_any(&wrap_manifest_body(body)) {
+        translate::check_described(&manifest);
+    }
 }

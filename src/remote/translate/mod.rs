@@ -17,6 +17,8 @@ mod action;
 mod describe;
 mod entry;
 mod error;
+#[cfg(any(fuzzing, larder_rigs))]
+mod fuzzing;
 mod parts;
 mod read;
 mod riders;
@@ -27,6 +29,8 @@ pub(crate) use action::action_of;
 pub(crate) use describe::{DescribeError, Described, Naming, describe};
 pub(crate) use entry::ForeignEntry;
 pub(crate) use error::ResultError;
+#[cfg(any(fuzzing, larder_rigs))]
+pub(crate) use fuzzing::{check_described, read_pieces};
 pub(crate) use read::Reading;
 pub(crate) use riders::{Riders, riders_of};
 
