@@ -6,8 +6,6 @@ cd "$(dirname "$0")/.."
 seconds=${1:-20}
 command -v cargo-fuzz >/dev/null 2>&1 || cargo install --locked --quiet cargo-fuzz
 for target in manifest_decode bundle_read row_decode ledger_decode state_decode output_path task_key command_line engine_ops \
-    tree_restore; do
-for target in manifest_decode row_decode ledger_decode state_decode output_path task_key command_line engine_ops \
     tree_restore action_result; do
     # What is found goes to a folder of its own; the corpus in the repository grows only on purpose.
     found=$(mktemp -d)
