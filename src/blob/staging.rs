@@ -66,6 +66,16 @@ impl Staging {
         Ok(Staged { staging: self, file, name: Some(name) })
     }
 
+    /// A file for what is needed only as long as it is open. It has no name.
+    #[cfg(feature = "remote")]
+    pub(crate) fn scratch(&self) -> Result<File> {
+        const MODE: u32 = 0o600;
+        let name = OsString::from(self.counter.fetch_add(1, Ordering::Relaxed).to_string());
+        let dir = self.dir()?;
+        let made = dir.create_new(&name, MODE).and_then(|file| dir.unlink(&name).map(|_| file));
+        made.context("make a file in", || &self.path)
+    }
+
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }

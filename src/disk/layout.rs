@@ -32,6 +32,7 @@
 //!   leases/intents/<hex>  what a restore is about to change; flocked while it lives
 //!   ledgers/<hex>         one file for each place: path -> stat, digest; can be lost
 //!   quarantine/           what was found damaged, named by time and former name
+//!   uploads/<64 hex>      entries that are still to be sent elsewhere; flocked while somebody does
 //! ```
 //!
 //! In a workspace, names of ours begin with [`RESTORE_PREFIX`]; they exist only while a restore
@@ -70,6 +71,8 @@ pub(crate) const QUARANTINE: &str = "quarantine";
 pub(crate) const CONDEMNED: &str = "condemned";
 pub(crate) const HOLDS: &str = "holds";
 pub(crate) const BUILDS: &str = "builds";
+/// Made when it is first needed.
+pub(crate) const UPLOADS: &str = "uploads";
 
 /// The folders of a store, in the order in which they are made.
 pub(crate) const FOLDERS: [&str; 9] =
@@ -108,7 +111,8 @@ pub(crate) fn is_private_directory(name: &OsStr) -> bool {
 /// Whether a name in the root of a store is one that we write. Replaced files have a random suffix
 /// while they are made.
 pub(crate) fn is_ours(name: &str) -> bool {
-    FILES.contains(&name) || FOLDERS.contains(&name) || is_replacement(name) || name == "lost+found"
+    let is_name = FILES.contains(&name) || FOLDERS.contains(&name) || name == UPLOADS;
+    is_name || is_replacement(name) || name == "lost+found"
 }
 
 /// Whether a name in the root of a store is that of a file or folder which was not ready for its own

@@ -55,6 +55,8 @@ mod store;
 mod sweep;
 mod tally;
 mod trust;
+#[cfg(feature = "remote")]
+mod uploads;
 mod uses;
 mod value;
 mod walk;

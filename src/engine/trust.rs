@@ -37,7 +37,7 @@ impl Vouched {
 
 impl Cache {
     /// Whether only signed entries count.
-    pub(super) fn asks_for_signatures(&self) -> bool {
+    pub(crate) fn asks_for_signatures(&self) -> bool {
         !self.inner.options.trusted.is_empty()
     }
 

@@ -1,0 +1,198 @@
+//! Uploads: entries that are still to be sent elsewhere, and who sends one just now.
+//!
+//! Each is an empty file in `uploads/`, named by the task. It is made after the entry was committed and
+//! removed after that was sent, so it survives the process that stored the entry, and whoever comes
+//! next sends it. A file that is lost costs an upload, one that is too many is an entry that is sent
+//! twice, or of which nothing is left to send; neither harms.
+//!
+//! Whoever sends an entry has its file locked meanwhile. The kernel releases the lock however the sender
+//! ends, and the file is still there.
+//!
+//! Left to others: what an entry is made of (`depart`), and where it goes (`remote`).
+
+use super::Cache;
+use crate::digest::Digest;
+use crate::disk::{self, Dir, FileKind, Lock, LockMode, Timestamp, layout};
+use crate::error::{Context, Result};
+use crate::key::TaskDigest;
+use crate::options::Durability;
+use std::ffi::OsString;
+use std::fs::File;
+use std::path::PathBuf;
+
+/// The right to send one entry, as long as this lives. Dropped, the entry waits again.
+#[derive(Debug)]
+#[must_use = "the entry waits until `done` is called"]
+pub(crate) struct Upload {
+    folder: Dir,
+    name: OsString,
+    path: PathBuf,
+    /// When it was queued.
+    since: Timestamp,
+    _lock: Lock,
+}
+
+impl Upload {
+    /// Says that the entry was sent, or that nothing is left to send. It waits again if it was queued
+    /// anew since it was taken. Blocking, briefly.
+    ///
+    /// # Errors
+    /// If that cannot be noted; then the entry is sent once more.
+    pub(crate) fn done(self) -> Result<()> {
+        let found = self.folder.stat(&self.name).context("look at", || &self.path)?;
+        if found.is_none_or(|found| found.modified != self.since) {
+            return Ok(());
+        }
+        self.folder.unlink(&self.name).map(drop).context("remove", || &self.path)
+    }
+}
+
+impl Cache {
+    /// A file without a name, for what must be looked at before it can be received.
+    pub(crate) fn scratch_file(&self) -> Result<File> {
+        self.check_may_write()?;
+        self.inner.blobs.staging().scratch()
+    }
+
+    /// Notes that the entry of `task` is to be sent elsewhere. As durable as the store. Blocking, briefly.
+    ///
+    /// # Errors
+    /// If it cannot be noted; [`crate::Error::StoreRefused`] in a store that may only be read.
+    pub(crate) fn queue_upload(&self, task: &TaskDigest) -> Result<()> {
+        self.check_may_write()?;
+        let path = || self.inner.path.join(layout::UPLOADS);
+        let root = &self.inner.root;
+        let folder = match root.open_child(layout::UPLOADS.as_ref()) {
+            Err(error) if disk::is_absent(&error) => {
+                // Somebody else may be making it, too.
+                let _ = root.make_new(layout::UPLOADS.as_ref(), 0o700).context("make", path)?;
+                root.open_child(layout::UPLOADS.as_ref())
+            }
+            opened => opened,
+        };
+        let folder = folder.context("open", path)?;
+        let name = OsString::from(task.to_string());
+        let made = folder.open_or_create(&name, 0o600);
+        // Whoever sends what was there before sees that there is something new.
+        made.and_then(|(file, _)| disk::set_modified(&file, disk::now()))
+            .context("make", || path().join(&name))?;
+        if self.inner.options.durability == Durability::Durable {
+            folder.sync().and_then(|()| root.sync()).context("sync", path)?;
+        }
+        Ok(())
+    }
+
+    /// The entries that are to be sent elsewhere, the one that waits longest first. Blocking.
+    ///
+    /// # Errors
+    /// If they cannot be listed.
+    pub(crate) fn waiting_uploads(&self) -> Result<Vec<TaskDigest>> {
+        let path = || self.inner.path.join(layout::UPLOADS);
+        let folder = match self.inner.root.open_child(layout::UPLOADS.as_ref()) {
+            Err(error) if disk::is_absent(&error) => return Ok(Vec::new()),
+            opened => opened.context("open", path)?,
+        };
+        let mut waiting = Vec::new();
+        for (name, _) in folder.entries().context("list", path)? {
+            let digest = name.to_str().and_then(|name| name.parse::<Digest>().ok());
+            let Some(task) = digest.map(|digest| TaskDigest::from_bytes(*digest.as_bytes())) else {
+                continue;
+            };
+            if let Some(stat) = folder.stat(&name).context("look at", || path().join(&name))?
+                && stat.kind == FileKind::Regular
+            {
+                waiting.push((stat.modified, task));
+            }
+        }
+        waiting.sort_unstable();
+        Ok(waiting.into_iter().map(|(_, task)| task).collect())
+    }
+
+    /// Takes the right to send an entry that waits; `None` if it does not wait any more, or somebody
+    /// else sends it. Blocking, briefly.
+    ///
+    /// # Errors
+    /// If the note of it cannot be opened or locked.
+    pub(crate) fn take_upload(&self, task: &TaskDigest) -> Result<Option<Upload>> {
+        let folder = match self.inner.root.open_child(layout::UPLOADS.as_ref()) {
+            Err(error) if disk::is_absent(&error) => return Ok(None),
+            opened => opened.context("open", || self.inner.path.join(layout::UPLOADS))?,
+        };
+        let name = OsString::from(task.to_string());
+        let path = self.inner.path.join(layout::UPLOADS).join(&name);
+        let (file, stat) = match folder.open_regular(&name) {
+            Err(error) if disk::is_absent(&error) => return Ok(None),
+            opened => opened.context("open", || &path)?,
+        };
+        let taken = Lock::try_acquire(file, LockMode::Exclusive).context("lock", || &path)?;
+        let Some(lock) = taken else { return Ok(None) };
+        // The sender before may have removed the file before it was locked.
+        let found = folder.stat(&name).context("look at", || &path)?;
+        if found.is_none_or(|found| found.inode != stat.inode) {
+            return Ok(None);
+        }
+        Ok(Some(Upload { folder, name, path, since: stat.modified, _lock: lock }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::options::CacheOptions;
+    use std::thread::sleep;
+    use std::time::Duration;
+
+    fn task(key: &str) -> TaskDigest {
+        TaskDigest::derive("", key).expect("a short key")
+    }
+
+    fn open(folder: &tempfile::TempDir) -> Cache {
+        Cache::open(&folder.path().join("store"), CacheOptions::default()).expect("opens")
+    }
+
+    #[test]
+    fn what_is_queued_waits_across_processes_until_it_was_sent() -> Result<()> {
+        let folder = tempfile::tempdir().expect("a folder");
+        let cache = open(&folder);
+        assert!(cache.waiting_uploads()?.is_empty() && cache.take_upload(&task("a"))?.is_none());
+        cache.queue_upload(&task("b"))?;
+        sleep(Duration::from_millis(20));
+        cache.queue_upload(&task("a"))?;
+        drop(cache);
+        let cache = open(&folder);
+        assert_eq!(cache.waiting_uploads()?, [task("b"), task("a")], "the oldest first");
+        let upload = cache.take_upload(&task("b"))?.expect("nobody else has it");
+        assert!(open(&folder).take_upload(&task("b"))?.is_none(), "one sender at a time");
+        drop(upload);
+        cache.take_upload(&task("b"))?.expect("it waits again").done()?;
+        assert_eq!(cache.waiting_uploads()?, [task("a")]);
+        drop(cache);
+        crate::destroy(&folder.path().join("store"))
+    }
+
+    #[test]
+    fn what_is_queued_anew_while_it_is_sent_waits_again() -> Result<()> {
+        let folder = tempfile::tempdir().expect("a folder");
+        let cache = open(&folder);
+        cache.queue_upload(&task("a"))?;
+        let upload = cache.take_upload(&task("a"))?.expect("nobody else has it");
+        sleep(Duration::from_millis(20));
+        cache.queue_upload(&task("a"))?;
+        upload.done()?;
+        assert_eq!(cache.waiting_uploads()?, [task("a")]);
+        Ok(())
+    }
+
+    #[test]
+    fn names_that_are_no_task_are_passed_over() -> Result<()> {
+        let folder = tempfile::tempdir().expect("a folder");
+        let cache = open(&folder);
+        cache.queue_upload(&task("a"))?;
+        let uploads = folder.path().join("store/uploads");
+        std::fs::write(uploads.join("README"), "?").expect("written");
+        std::fs::create_dir(uploads.join(task("folder").to_string())).expect("made");
+        assert_eq!(cache.waiting_uploads()?, [task("a")]);
+        assert!(cache.take_upload(&task("folder")).is_err());
+        Ok(())
+    }
+}
