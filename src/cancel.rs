@@ -21,6 +21,8 @@ pub struct Cancel(Arc<Shared>);
 struct Shared {
     is_cancelled: AtomicBool,
     steps: AtomicU64,
+    /// What this is a part of.
+    whole: Option<Cancel>,
 }
 
 impl Cancel {
@@ -35,9 +37,16 @@ impl Cancel {
         self.0.is_cancelled.store(true, Ordering::Relaxed);
     }
 
+    /// A flag for a part of what this one is for: set with this one, or alone.
+    #[cfg(feature = "remote")]
+    pub(crate) fn part(&self) -> Cancel {
+        Cancel(Arc::new(Shared { whole: Some(self.clone()), ..Shared::default() }))
+    }
+
     /// Whether the flag is set.
     pub fn is_cancelled(&self) -> bool {
         self.0.is_cancelled.load(Ordering::Relaxed)
+            || self.0.whole.as_ref().is_some_and(Cancel::is_cancelled)
     }
 
     /// How many files have been begun, for a progress bar.
@@ -47,6 +56,9 @@ impl Cancel {
 
     pub(crate) fn check(&self) -> Result<()> {
         self.0.steps.fetch_add(1, Ordering::Relaxed);
+        if let Some(whole) = &self.0.whole {
+            whole.0.steps.fetch_add(1, Ordering::Relaxed);
+        }
         if self.is_cancelled() { Err(Error::Cancelled) } else { Ok(()) }
     }
 }

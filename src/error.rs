@@ -154,6 +154,14 @@ pub enum Error {
         path: PathBuf,
     },
 
+    /// The server behind the store, or the way to it, failed. Go on without it.
+    #[cfg(feature = "remote")]
+    #[error("the remote server is of no use")]
+    Remote {
+        /// Why: a [`crate::RemoteError`], or what is wrong with what it sent.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+
     /// A file changed while it was being stored. Nothing was stored.
     #[error("{path} changed while it was being stored")]
     SourceChanged {
@@ -238,6 +246,8 @@ impl Error {
             | Error::EntryRefused { .. }
             | Error::NoBlob { .. }
             | Error::WrongBytes { .. } => ErrorKind::Source,
+            #[cfg(feature = "remote")]
+            Error::Remote { .. } => ErrorKind::Source,
             Error::Format { .. } | Error::StoreRefused { .. } => ErrorKind::Store,
             Error::HalfRestored { .. }
             | Error::OutputMissing { .. }
@@ -256,6 +266,12 @@ impl Error {
     /// ```
     pub fn allows_uncached_run(&self) -> bool {
         !matches!(self.kind(), ErrorKind::Caller | ErrorKind::Cancelled)
+    }
+
+    /// Wraps what went wrong with a server.
+    #[cfg(feature = "remote")]
+    pub(crate) fn remote(source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
+        Error::Remote { source: source.into() }
     }
 
     /// Wraps an I/O error, telling a full disk apart from the rest.

@@ -64,20 +64,22 @@ mod manifest;
 mod options;
 mod parallel;
 #[cfg(feature = "remote")]
-#[cfg_attr(not(test), expect(dead_code, reason = "the backend that uses it is the next step"))]
-#[expect(unused_imports, reason = "the same")]
 mod remote;
 #[cfg(larder_rigs)]
 pub mod rigging;
 mod shards;
 mod signature;
 mod steps;
+#[cfg(feature = "remote")]
+mod tier;
 
 pub use backend::{
     BackendError, BackendResult, BuildGuard, CacheBackend, CacheLookupResult, CachePolicy,
     DisabledBackend, ExactLogs, IRTask, LocalBackend, MemoryBackend, ResourceRequirements,
     SecretSource, SingleFlight, Turn, conformance,
 };
+#[cfg(feature = "remote")]
+pub use backend::{RemoteBackend, TieredBackend};
 pub use cancel::Cancel;
 pub use digest::{Digest, ParseDigestError};
 pub use disk::{Capabilities, Timestamp};
@@ -107,3 +109,5 @@ pub use signature::{
     KeyId, KeyKind, ParseKeyIdError, ParseWriterError, Signature, SigningKey, TrustedKey,
     WriterName,
 };
+#[cfg(feature = "remote")]
+pub use tier::{Drained, Pushed, RemoteTier};

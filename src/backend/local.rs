@@ -90,6 +90,12 @@ impl LocalBackend {
         self
     }
 
+    /// Where entries are looked for and stored.
+    #[cfg(feature = "remote")]
+    pub(super) fn namespaces(&self) -> &Namespaces {
+        &self.namespaces
+    }
+
     /// The engine.
     pub fn cache(&self) -> &Cache {
         &self.cache

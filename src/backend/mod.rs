@@ -9,13 +9,21 @@ mod flight;
 mod local;
 mod memory;
 mod pause;
+#[cfg(feature = "remote")]
+mod remote;
 mod task;
+#[cfg(feature = "remote")]
+mod tiered;
 
 pub use disabled::DisabledBackend;
 pub use flight::{BuildGuard, SingleFlight, Turn};
 pub use local::LocalBackend;
 pub use memory::MemoryBackend;
+#[cfg(feature = "remote")]
+pub use remote::RemoteBackend;
 pub use task::{IRTask, ResourceRequirements, SecretSource};
+#[cfg(feature = "remote")]
+pub use tiered::TieredBackend;
 
 pub use crate::error::Error as BackendError;
 

@@ -143,6 +143,13 @@ impl RemoteError {
     }
 }
 
+/// As the library's error, which has the original in `source`.
+impl From<RemoteError> for crate::error::Error {
+    fn from(error: RemoteError) -> crate::error::Error {
+        crate::error::Error::remote(error)
+    }
+}
+
 /// As an `io::Error`, for those that read a blob through `std::io::Read`. The original is inside.
 impl From<RemoteError> for io::Error {
     fn from(error: RemoteError) -> io::Error {

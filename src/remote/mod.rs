@@ -32,11 +32,10 @@ mod retry;
 mod token;
 pub(crate) mod translate;
 
-pub(crate) use blobs::{Arrival, BlobReader, Downloads, Upload, UploadSource, Uploaded};
-pub(crate) use capabilities::{Chunking, RemoteCapabilities};
+pub(crate) use blobs::{BlobReader, Downloads, Upload, UploadSource};
 pub(crate) use client::Client;
 pub use client::RemoteStatus;
-pub(crate) use digests::{DigestFunction, RemoteDigest, RemoteHasher};
+pub(crate) use digests::{DigestFunction, RemoteDigest};
 pub use endpoint::{
     ClientCertificate, PROBE_AFTER_FACTOR_MAX, RemoteAccess, RemoteAddress, RemoteHeaders,
     RemoteOptions, TokenSource,

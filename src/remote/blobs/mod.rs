@@ -16,7 +16,7 @@ mod read;
 mod upload;
 mod write;
 
-pub(crate) use download::{Arrival, BlobReader, Downloads};
+pub(crate) use download::{BlobReader, Downloads};
 pub(crate) use upload::{Upload, UploadSource, Uploaded};
 
 use super::call::Server;

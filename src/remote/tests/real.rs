@@ -1,16 +1,29 @@
-//! The client against servers of others: `LARDER_TEST_REMOTE` names one, as a URL.
+//! The client against servers of others: `LARDER_TEST_SERVERS` names them (tests/remote_servers.rs).
 
 use super::*;
 use bazel_remote_apis::build::bazel::remote::execution::v2 as reapi;
 use prost::Message;
 
 #[tokio::test]
-async fn a_server_of_others_takes_and_gives() -> TestResult {
-    let Ok(url) = std::env::var("LARDER_TEST_REMOTE") else {
-        eprintln!("SKIPPED: LARDER_TEST_REMOTE names no server");
+async fn servers_of_others_take_and_give() -> TestResult {
+    let Ok(servers) = std::env::var("LARDER_TEST_SERVERS") else {
+        assert!(
+            std::env::var_os("LARDER_TEST_REQUIRE").is_none(),
+            "LARDER_TEST_SERVERS is required"
+        );
+        eprintln!("SKIPPED: LARDER_TEST_SERVERS names no servers");
         return Ok(());
     };
-    let client = Client::connect(options(&url));
+    for server in servers.split(',') {
+        let (name, url) = server.split_once('=').ok_or("name=URL")?;
+        println!("{name}");
+        takes_and_gives(url).await?;
+    }
+    Ok(())
+}
+
+async fn takes_and_gives(url: &str) -> TestResult {
+    let client = Client::connect(options(url));
     println!("{:?}", client.status().await?);
     let function = client.capabilities().await?.digest_function;
     // Nobody has had these blobs before.

@@ -26,7 +26,7 @@ pub(crate) struct Naming<'a> {
     /// Hashes messages.
     pub(crate) hash: Hash<'a>,
     /// The name of a blob of ours: under BLAKE3 the same digest, else what its bytes were hashed to.
-    pub(crate) name_of: &'a dyn Fn(&BlobRef) -> Option<RemoteDigest>,
+    pub(crate) name_of: &'a (dyn Fn(&BlobRef) -> Option<RemoteDigest> + Sync),
 }
 
 impl Naming<'_> {

@@ -41,6 +41,11 @@ impl ForeignEntry {
         files.chain(self.logs.into_iter().flatten()).filter(|digest| met.insert(*digest)).collect()
     }
 
+    /// stdout and stderr, those that there are.
+    pub(crate) fn logs(&self) -> impl Iterator<Item = RemoteDigest> {
+        self.logs.into_iter().flatten()
+    }
+
     /// What came along with the result, or has no bytes: it need not be fetched.
     pub(crate) fn contents(&self, digest: &RemoteDigest) -> Option<&[u8]> {
         let is_empty = digest.size_bytes == 0;

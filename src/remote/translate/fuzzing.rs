@@ -76,5 +76,6 @@ fn comparable(manifest: &Manifest) -> Manifest {
     manifest.duration_ms = 0;
     manifest.key_parts = None;
     manifest.logs.order = Vec::new();
-    Manifest { origin: Origin::default(), writer: None, signature: None, ..manifest }
+    let (origin, sha256) = (Origin::default(), Vec::new());
+    Manifest { origin, writer: None, signature: None, sha256, ..manifest }
 }

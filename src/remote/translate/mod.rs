@@ -26,13 +26,12 @@ mod tree;
 mod wire;
 
 pub(crate) use action::action_of;
-pub(crate) use describe::{DescribeError, Described, Naming, describe};
+pub(crate) use describe::{DescribeError, Naming, describe};
 pub(crate) use entry::ForeignEntry;
-pub(crate) use error::ResultError;
 #[cfg(any(fuzzing, larder_rigs))]
 pub(crate) use fuzzing::{check_described, read_pieces};
-pub(crate) use read::Reading;
-pub(crate) use riders::{Riders, riders_of};
+pub(crate) use read::{ENTRY_BYTES_MAX, Reading};
+pub(crate) use riders::riders_of;
 
 use super::digests::RemoteDigest;
 
@@ -41,7 +40,7 @@ const TREE_ROOT: u8 = 1;
 const TREE_CHILD: u8 = 2;
 
 /// Hashes a message as the server does.
-pub(crate) type Hash<'a> = &'a dyn Fn(&[u8]) -> RemoteDigest;
+pub(crate) type Hash<'a> = &'a (dyn Fn(&[u8]) -> RemoteDigest + Sync);
 
 #[cfg(test)]
 mod tests;

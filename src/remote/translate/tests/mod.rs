@@ -5,7 +5,9 @@ mod hostile;
 mod others;
 mod ours;
 
-use super::riders::MANIFEST_TYPE;
+use super::describe::Described;
+use super::error::ResultError;
+use super::riders::{MANIFEST_TYPE, Riders};
 use super::*;
 use crate::digest::Digest;
 use crate::disk::Timestamp;
