@@ -7,7 +7,9 @@
 
 use super::limits::{Age, Number, Since, Size};
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
-use larder::{Durability, KeyId, LinkMode, MtimeMode, Network, Sharing, VerifyLevel, WriterName};
+use larder::{
+    Durability, KeyId, LinkMode, MtimeMode, Network, RemoteAccess, Sharing, VerifyLevel, WriterName,
+};
 use std::path::PathBuf;
 
 /// Caches the outputs of any command and brings them back as links.
@@ -63,6 +65,13 @@ pub(super) struct Global {
     /// Where entries are looked for, too [env: LARDER_READ_NAMESPACES, with commas between].
     #[arg(long, global = true, value_name = "NAME")]
     pub(super) read_namespace: Vec<String>,
+    /// A server behind the store, such as grpcs://cache.example.com/team, or none [env: LARDER_REMOTE].
+    #[arg(long, global = true, value_name = "URL")]
+    pub(super) remote: Option<String>,
+    /// What may be done on the server: read-only or read-write [default: read-only]
+    /// [env: LARDER_REMOTE_ACCESS].
+    #[arg(long, global = true, value_name = "ACCESS")]
+    pub(super) remote_access: Option<Access>,
     /// Print results as JSON.
     #[arg(long, global = true)]
     pub(super) json: bool,
@@ -94,6 +103,11 @@ pub(super) enum Command {
     Key(KeyArgs),
     /// Carry entries from one store to another, in a file.
     Bundle(Bundle),
+    /// Send results that wait, and those of the given keys, to the server.
+    Push(Push),
+    /// Look at the server behind the store.
+    #[command(subcommand)]
+    Remote(Remote),
     /// Say what is in the store, in bytes on disk.
     Stats,
     /// Bring the store within its limits: evict what is worth least.
@@ -251,6 +265,26 @@ pub(super) struct Run {
     pub(super) command: Vec<std::ffi::OsString>,
 }
 
+#[derive(Debug, ClapArgs)]
+pub(super) struct Push {
+    /// Keys of entries to be sent, whether they wait or not.
+    #[arg(value_name = "KEY")]
+    pub(super) keys: Vec<String>,
+    /// How long it may take, such as 10m.
+    #[arg(long, value_name = "TIME")]
+    pub(super) wait: Option<humantime::Duration>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Remote {
+    /// Ask what it can do, how fast it answers, and what waits to be sent.
+    Status,
+}
+
+/// What may be done on a server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Access(pub(super) RemoteAccess);
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(super) enum Stdin {
     /// From /dev/null.
@@ -332,6 +366,18 @@ pub(super) struct Health {
     /// A workspace to try links into.
     #[arg(long, value_name = "DIR", default_value = ".")]
     pub(super) workspace: PathBuf,
+}
+
+impl std::str::FromStr for Access {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Access, String> {
+        match text {
+            "read-only" => Ok(Access(RemoteAccess::ReadOnly)),
+            "read-write" => Ok(Access(RemoteAccess::ReadWrite)),
+            _ => Err(format!("{text:?} is neither read-only nor read-write")),
+        }
+    }
 }
 
 impl std::str::FromStr for Policy {

@@ -2,14 +2,15 @@
 
 use super::args::{Global, Key};
 use super::print::{Printer, duration};
-use super::{Failure, Status, find, open_entries};
+use super::{Failure, Status, find_or_pull, open_entries};
 use serde_json::json;
 use std::path::Path;
 use std::time::Duration;
 
 pub(super) fn main(global: &Global, args: &Key, printer: &Printer) -> Result<Status, Failure> {
     let (cache, settings) = open_entries(global, Path::new("."))?;
-    let Some(hit) = find(&settings, &args.key, |task| cache.lookup(task))? else {
+    let Some(hit) = find_or_pull(&cache, &settings, &args.key, printer, |task| cache.lookup(task))?
+    else {
         printer.result(|| "miss".to_owned(), || json!({ "hit": false }));
         return Ok(Status::Miss);
     };

@@ -2,7 +2,7 @@
 
 use super::args::{Global, Key};
 use super::print::Printer;
-use super::{Failure, Status, find, open_entries};
+use super::{Failure, Status, find_or_pull, open_entries};
 use larder::{LogPiece, TaskLogs};
 use serde_json::json;
 use std::io::{self, Write};
@@ -10,7 +10,8 @@ use std::path::Path;
 
 pub(super) fn main(global: &Global, args: &Key, printer: &Printer) -> Result<Status, Failure> {
     let (cache, settings) = open_entries(global, Path::new("."))?;
-    let Some(logs) = find(&settings, &args.key, |task| cache.logs(task))? else {
+    let Some(logs) = find_or_pull(&cache, &settings, &args.key, printer, |task| cache.logs(task))?
+    else {
         printer.miss();
         return Ok(Status::Miss);
     };

@@ -15,6 +15,7 @@ mod logs;
 mod print;
 mod progress;
 mod read;
+mod remote;
 mod restore;
 mod rm;
 mod run;
@@ -85,6 +86,8 @@ fn dispatch(args: &Args, printer: &Printer) -> Result<Status, Failure> {
         Command::Rm(args) => rm::main(global, args, printer),
         Command::Key(args) => key::main(args, printer),
         Command::Bundle(args) => bundle::main(global, args, printer),
+        Command::Push(args) => remote::push(global, args, printer),
+        Command::Remote(args) => remote::main(global, args, printer),
         Command::Stats => stats::main(global, printer),
         Command::Gc(args) => gc::main(global, args, printer),
         Command::Verify(args) => verify::main(global, args, printer),
@@ -145,6 +148,26 @@ fn find<T>(
         }
     }
     Ok(None)
+}
+
+/// As [`find`]; what is not there, or is damaged, is asked of the server behind the store.
+fn find_or_pull<T>(
+    cache: &Cache,
+    settings: &Settings,
+    key: &str,
+    printer: &Printer,
+    mut find_one: impl FnMut(&TaskDigest) -> larder::Result<Option<T>>,
+) -> Result<Option<T>, Failure> {
+    let found = find(settings, key, &mut find_one);
+    if !matches!(found, Ok(None) | Err(Failure::Larder(Error::Damaged { .. }))) {
+        return found;
+    }
+    let Some(server) = remote::Server::if_usable(settings, cache, printer) else { return found };
+    let tasks = settings.namespaces.to_read(key)?;
+    if server.pull(&tasks, &Cancel::new(), printer) {
+        return find(settings, key, find_one);
+    }
+    found
 }
 
 /// What is left to do when the result is out: evicting what is too much, a barrier now and then.

@@ -2,7 +2,7 @@
 
 use super::args::{Global, Restore};
 use super::print::{self, Printer, counted, duration};
-use super::{Failure, Status, find, maintain, open_entries, progress};
+use super::{Failure, Status, find_or_pull, maintain, open_entries, progress};
 use larder::{Cancel, CopyReason, MethodCounts, Restored};
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
@@ -13,7 +13,9 @@ pub(super) fn main(global: &Global, args: &Restore, printer: &Printer) -> Result
     let cancel = Cancel::new();
     let started = Instant::now();
     let restored = progress::counting(printer, "restoring", &cancel, || {
-        find(&settings, &args.key, |task| cache.restore(task, &args.workspace, options, &cancel))
+        find_or_pull(&cache, &settings, &args.key, printer, |task| {
+            cache.restore(task, &args.workspace, options, &cancel)
+        })
     })?;
     let Some(restored) = restored else {
         printer.miss();

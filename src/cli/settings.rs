@@ -2,12 +2,12 @@
 //! `larder.toml`; what concerns a store as a whole may also lie in the store's `settings.toml`.
 
 use super::Failure;
-use super::args::{Global, Links, Policy};
+use super::args::{Access, Global, Links, Policy};
 use super::limits::Choice;
 use super::read::read_small;
 use larder::{
-    CacheOptions, Durability, Limits, Namespaces, Network, RestoreOptions, Sharing, SigningKey,
-    TrustedKey, WriterName,
+    CacheOptions, ClientCertificate, Durability, Limits, Namespaces, Network, RemoteAccess,
+    RemoteOptions, RestoreOptions, Sharing, SigningKey, TokenSource, TrustedKey, WriterName,
 };
 use serde::Deserialize;
 use std::ffi::OsString;
@@ -15,6 +15,22 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+
+const CERTIFICATE_AND_KEY: &str =
+    "LARDER_REMOTE_CERTIFICATE_FILE and LARDER_REMOTE_KEY_FILE go together";
+const ONE_TOKEN: &str =
+    "only one of LARDER_REMOTE_TOKEN_FILE and LARDER_REMOTE_TOKEN_COMMAND can be meant";
+
+const OTHER_NAMES_THE_SERVER: &str = "a token, a header or a certificate goes only to a server that \
+    --remote or LARDER_REMOTE names, and only larder.toml names one";
+/// What proves who asks.
+const CREDENTIALS: [&str; 5] = [
+    "LARDER_REMOTE_TOKEN_FILE",
+    "LARDER_REMOTE_TOKEN_COMMAND",
+    "LARDER_REMOTE_HEADERS",
+    "LARDER_REMOTE_CERTIFICATE_FILE",
+    "LARDER_REMOTE_KEY_FILE",
+];
 
 /// The file in a workspace.
 const WORKSPACE_FILE: &str = "larder.toml";
@@ -30,6 +46,10 @@ pub(super) struct Settings {
     pub(super) namespaces: Namespaces,
     sign: Option<PathBuf>,
     trust: Vec<PathBuf>,
+    remote: Option<String>,
+    /// Whether only what is checked out says so.
+    is_remote_of_workspace: bool,
+    remote_access: Option<Access>,
     workspace: WorkspaceFile,
 }
 
@@ -56,6 +76,21 @@ struct WorkspaceFile {
     trust: Vec<PathBuf>,
     namespace: Option<String>,
     read_namespaces: Vec<String>,
+    remote: RemoteTable,
+}
+
+/// What a workspace says of a server. Nothing that is secret, or that would be run: a token and a
+/// certificate are named by whoever runs larder, not by what is checked out.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+struct RemoteTable {
+    url: Option<String>,
+    access: Option<String>,
+    /// Relative to the workspace.
+    ca_file: Option<PathBuf>,
+    upload_wait: Option<String>,
+    idle_timeout: Option<String>,
+    connect_timeout: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -115,7 +150,23 @@ impl Settings {
             file.trust.iter().map(|path| workspace.join(path)).collect()
         };
         let namespaces = Settings::namespaces(global, &file)?;
-        Ok(Settings { store, of_store, namespaces, sign, trust, workspace: file })
+        let remote = choose(global.remote.clone(), "LARDER_REMOTE", file.remote.url.as_deref())?;
+        let is_remote_of_workspace = global.remote.is_none() && variable("LARDER_REMOTE").is_none();
+        let remote_access =
+            choose(global.remote_access, "LARDER_REMOTE_ACCESS", file.remote.access.as_deref())?;
+        let mut file = file;
+        file.remote.ca_file = file.remote.ca_file.map(|path| workspace.join(path));
+        Ok(Settings {
+            store,
+            of_store,
+            namespaces,
+            sign,
+            trust,
+            remote,
+            is_remote_of_workspace,
+            remote_access,
+            workspace: file,
+        })
     }
 
     fn namespaces(global: &Global, file: &WorkspaceFile) -> Result<Namespaces, Failure> {
@@ -160,6 +211,69 @@ impl Settings {
         let keys: larder::Result<Vec<TrustedKey>> =
             self.trust.iter().map(|path| TrustedKey::load(path)).collect();
         Ok(keys?)
+    }
+
+    /// How the server behind the store is reached; `None` if there is none.
+    pub(super) fn remote_options(&self) -> Result<Option<RemoteOptions>, Failure> {
+        let Some(url) = self.remote.as_deref().filter(|url| *url != "none") else {
+            return Ok(None);
+        };
+        let path = |name| variable(name).map(PathBuf::from);
+        let wrong = |error: larder::RemoteError| Failure::Usage(super::print::chain(&error));
+        let mut options = RemoteOptions::new(url).map_err(wrong)?;
+        options.access = self.remote_access.map_or(RemoteAccess::ReadOnly, |access| access.0);
+        options.ca_file =
+            path("LARDER_REMOTE_CA_FILE").or_else(|| self.workspace.remote.ca_file.clone());
+        options.client_certificate =
+            match (path("LARDER_REMOTE_CERTIFICATE_FILE"), path("LARDER_REMOTE_KEY_FILE")) {
+                (Some(certificate_file), Some(key_file)) => {
+                    Some(ClientCertificate { certificate_file, key_file })
+                }
+                (None, None) => None,
+                _ => return Err(Failure::Usage(CERTIFICATE_AND_KEY.to_owned())),
+            };
+        let command = variable("LARDER_REMOTE_TOKEN_COMMAND");
+        options.token = match (path("LARDER_REMOTE_TOKEN_FILE"), command) {
+            (Some(_), Some(_)) => return Err(Failure::Usage(ONE_TOKEN.to_owned())),
+            (Some(path), None) => Some(TokenSource::File(path)),
+            (None, Some(text)) => {
+                let text = text.to_string_lossy().into_owned();
+                Some(TokenSource::Command(vec!["sh".to_owned(), "-c".to_owned(), text]))
+            }
+            (None, None) => None,
+        };
+        if let Some(lines) = variable("LARDER_REMOTE_HEADERS") {
+            // The value is not repeated in what is said.
+            for line in lines.to_string_lossy().lines().filter(|line| !line.trim().is_empty()) {
+                let (name, value) = line
+                    .split_once(':')
+                    .ok_or_else(|| Failure::Usage("LARDER_REMOTE_HEADERS: no colon".to_owned()))?;
+                options.headers.add(name.trim(), value).map_err(wrong)?;
+            }
+        }
+        let table = &self.workspace.remote;
+        let time = |name, text: &Option<String>| {
+            let time = choose::<humantime::Duration>(None, name, text.as_deref())?;
+            Ok::<_, Failure>(time.map(std::time::Duration::from))
+        };
+        if let Some(wait) = time("LARDER_REMOTE_UPLOAD_WAIT", &table.upload_wait)? {
+            options.upload_wait_max = wait;
+        }
+        if let Some(timeout) = time("LARDER_REMOTE_IDLE_TIMEOUT", &table.idle_timeout)? {
+            options.idle_timeout = timeout;
+        }
+        if let Some(timeout) = time("LARDER_REMOTE_CONNECT_TIMEOUT", &table.connect_timeout)? {
+            options.connect_timeout = timeout;
+        }
+        Ok(Some(options))
+    }
+
+    /// Whoever can write larder.toml must not get what proves who the user is.
+    pub(super) fn check_who_names_the_server(&self) -> Result<(), Failure> {
+        if self.is_remote_of_workspace && CREDENTIALS.iter().any(|name| variable(name).is_some()) {
+            return Err(Failure::Usage(OTHER_NAMES_THE_SERVER.to_owned()));
+        }
+        Ok(())
     }
 
     pub(super) fn limits(&self) -> Result<Limits, Failure> {

@@ -3,7 +3,7 @@
 use super::args::{Global, Store};
 use super::print::{Printer, bytes, counted};
 use super::settings::Settings;
-use super::{Failure, Status, maintain, progress};
+use super::{Failure, Status, maintain, progress, remote};
 use larder::{Cache, CacheEntry, Cancel, OutputDeclaration};
 use serde_json::json;
 use std::path::Path;
@@ -41,6 +41,9 @@ pub(super) fn main(global: &Global, args: &Store, printer: &Printer) -> Result<S
             })
         },
     );
+    if let Some(server) = remote::Server::if_usable(&settings, &cache, printer) {
+        server.push(&task, &cancel, printer);
+    }
     maintain(&cache, printer);
     Ok(Status::Done)
 }

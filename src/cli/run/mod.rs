@@ -12,6 +12,7 @@ mod turn;
 
 use super::args::{Global, Policy, Run, Stdin};
 use super::print::{Printer, bytes, chain, counted, duration};
+use super::remote::Server;
 use super::restore::{explain, object, words};
 use super::settings::Settings;
 use super::{Failure, Status, progress};
@@ -23,6 +24,7 @@ use larder::{
 };
 use parts::{Kind, Parts};
 use serde_json::json;
+use std::cell::OnceCell;
 use std::ffi::OsStr;
 use std::fs;
 use std::io;
@@ -69,6 +71,8 @@ impl Plan {
             return Err(Failure::Usage("the current directory is not within the workspace".into()));
         }
         let settings = Settings::load(global, &workspace)?;
+        // A mistake in the call is told, and not taken for an outage.
+        settings.remote_options()?;
         let tidy = |paths: &[String]| {
             paths.iter().map(|path| tidy(path, &workspace)).collect::<Result<Vec<_>, _>>()
         };
@@ -211,7 +215,16 @@ impl Plan {
             Policy::Readonly => Some("the policy is readonly".to_owned()),
             _ => unsigned,
         };
-        Ok(Keyed { cache, inputs, parts, key, task, readable, not_storing })
+        Ok(Keyed {
+            cache,
+            inputs,
+            parts,
+            key,
+            task,
+            readable,
+            not_storing,
+            server: OnceCell::new(),
+        })
     }
 
     fn declared(&self) -> Declared<'_> {
@@ -252,6 +265,10 @@ impl Plan {
                 // Somebody else may have been faster.
                 hit = self.try_hit(args, keyed, printer);
             }
+            let is_wanted = matches!(hit, Ok(None) | Err(Error::Damaged { .. }));
+            if is_wanted && self.pull(keyed, printer) {
+                hit = self.try_hit(args, keyed, printer);
+            }
             let hit = hit.unwrap_or_else(|error| {
                 printer.warn(&format!("the entry cannot be restored: {}", chain(&error)));
                 None
@@ -283,6 +300,7 @@ impl Plan {
                 return cannot_run(&args.command[0], &self.directory, &error, printer);
             }
         };
+        let mut is_stored = false;
         if let Some(reason) = &keyed.not_storing {
             printer.report(
                 &finished.logs.stderr,
@@ -290,7 +308,9 @@ impl Plan {
                 || json!({ "result": "not stored", "key": keyed.key, "reason": reason }),
             );
         } else {
-            match self.try_store(args, keyed, &finished, watcher.cancel()) {
+            let stored = self.try_store(args, keyed, &finished, watcher.cancel());
+            is_stored = stored.is_ok();
+            match stored {
                 Ok(stored) => printer.report(
                     &finished.logs.stderr,
                     || {
@@ -318,10 +338,25 @@ impl Plan {
             }
         }
         drop(turn);
+        if is_stored && let Some(server) = self.server(keyed, printer) {
+            server.push(&keyed.task, watcher.cancel(), printer);
+        }
         if !watcher.cancel().is_cancelled() {
             super::maintain_until(&keyed.cache, watcher.cancel(), printer);
         }
         ExitCode::from(watcher.exit_like(finished.status))
+    }
+
+    /// The server behind the store, if there is one.
+    fn server<'k>(&self, keyed: &'k Keyed, printer: &Printer) -> Option<&'k Server> {
+        let open = || Server::if_usable(&self.settings, &keyed.cache, printer);
+        keyed.server.get_or_init(open).as_ref()
+    }
+
+    /// Brings the result from the server behind the store; false if it has none.
+    fn pull(&self, keyed: &Keyed, printer: &Printer) -> bool {
+        let server = self.server(keyed, printer);
+        server.is_some_and(|server| server.pull(&keyed.readable, &Cancel::new(), printer))
     }
 
     /// Removes the declared outputs if asked. What the system refuses to remove is no reason not to
@@ -456,6 +491,8 @@ struct Keyed {
     readable: Vec<TaskDigest>,
     /// Why its result will not be stored, if that is known already.
     not_storing: Option<String>,
+    /// Made when it is first asked.
+    server: OnceCell<Option<Server>>,
 }
 
 /// Why there is no key.
