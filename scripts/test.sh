@@ -1,20 +1,23 @@
 #!/bin/sh
 # Builds Larder and passes its tests. Arguments go to `cargo test`.
 #
-# As root on Debian it installs what the tests on real filesystems need and mounts images for them;
-# anywhere else those tests say that they are skipped. `LARDER_TEST_REQUIRE=1` (set in CI) makes a
-# skip a failure, and `LARDER_TEST_AS_USER=1` runs the tests of the engine once more as an ordinary
-# user.
+# As root on Debian it installs what the tests on real filesystems need and mounts images for them,
+# and starts servers of the Remote Execution API from PyPI; anywhere else those tests say that they
+# are skipped. `LARDER_TEST_REQUIRE=1` (set in CI) makes a skip a failure, and `LARDER_TEST_AS_USER=1`
+# runs the tests of the engine once more as an ordinary user.
 set -eu
 cd "$(dirname "$0")/.."
 
 images=
+servers=
 cleanup() {
     status=$?
     trap - EXIT INT TERM
     [ -z "$images" ] || sh scripts/filesystems.sh down "$images"
+    [ -z "$servers" ] || sh scripts/servers.sh down "$servers"
     exit $status
 }
+trap cleanup EXIT INT TERM
 
 if [ "$(id -u)" = 0 ] && [ -z "${LARDER_TEST_FILESYSTEMS:-}" ]; then
     if command -v apt-get >/dev/null 2>&1; then
@@ -27,10 +30,18 @@ if [ "$(id -u)" = 0 ] && [ -z "${LARDER_TEST_FILESYSTEMS:-}" ]; then
         fi
     fi
     images=$(mktemp -d)/larder-filesystems
-    trap cleanup EXIT INT TERM
     found=$(sh scripts/filesystems.sh up "$images")
     LARDER_TEST_FILESYSTEMS=${found#LARDER_TEST_FILESYSTEMS=}
     [ -z "$LARDER_TEST_FILESYSTEMS" ] || export LARDER_TEST_FILESYSTEMS
+fi
+
+if [ "$(id -u)" = 0 ] && [ -z "${LARDER_TEST_SERVERS:-}" ] && command -v apt-get >/dev/null 2>&1; then
+    servers=$(mktemp -d)/larder-servers
+    # Without them, their tests say so.
+    found=$(sh scripts/servers.sh up "$servers") || found=
+    for variable in $found; do
+        export "${variable?}"
+    done
 fi
 
 cargo test --locked "$@"

@@ -2,17 +2,17 @@
 """A client of the Remote Execution API that shares no code with Larder: what one stores, the other must read.
 
     second_client.py capabilities SERVER [--wait SECONDS]
-    second_client.py read SERVER DIGEST FOLDER
-    second_client.py write SERVER DIGEST FOLDER [--task HEX] [--exit-code N] [--like bazel|buildstream|moon]
+    second_client.py read SERVER TASK FOLDER
+    second_client.py write SERVER TASK FOLDER [--exit-code N] [--like bazel|buildstream|moon]
     second_client.py sample FOLDER
 
-SERVER is `grpc://host:port[/instance]`, DIGEST an action's, `<64 hex digits>/<size>`. It is made of the messages
-that BuildGrid's package brings (scripts/servers.sh installs it) and of `hashlib`, and speaks SHA-256 only.
+SERVER is `grpc://host:port[/instance]`, TASK a task's digest, 64 hex digits. It is made of the messages that
+BuildGrid's package brings (scripts/servers.sh installs it) and of `hashlib`, and speaks SHA-256 only.
 
-`read` brings a result into a new FOLDER: `outputs/` is the working directory, beside it are `stdout` and `stderr`.
-Every blob is hashed, Trees are held to the rules for sorted ones, and the action and its command must be there, too.
-`write` stores such a folder under DIGEST, in the way of the client it is like. With a task digest the action is
-Larder's for that task, and must have DIGEST. Both print what they saw as one line of JSON.
+`read` brings the result of Larder's action for the task into a new FOLDER: `outputs/` is the working directory, beside
+it are `stdout` and `stderr`. Every blob is hashed, Trees are held to the rules for sorted ones, and the action and its
+command must be there, too. `write` stores such a folder as that result, in the way of the client it is like. Both print
+what they saw as one line of JSON.
 `sample` makes a FOLDER to be written.
 
 The clients: Bazel knows the executable bit only, sends Trees, and lists symlinks as of old, too. BuildStream asks for
@@ -57,6 +57,14 @@ def name_of(digest):
 def parse_digest(text):
     hexadecimal, size = text.split("/")
     return reapi.Digest(hash=hexadecimal, size_bytes=int(size))
+
+
+def action_of(task):
+    """The messages of the action that stands for a task of Larder's, the action last (DESIGN.md, 4.14)."""
+    command = reapi.Command(arguments=["larder", "task", task]).SerializeToString()
+    root = reapi.Directory().SerializeToString()
+    action = reapi.Action(command_digest=digest_of(command), input_root_digest=digest_of(root))
+    return [command, root, action.SerializeToString()]
 
 
 class Server:
@@ -265,7 +273,8 @@ def parse(kind, content):
     return message
 
 
-def read(server, digest, folder):
+def read(server, task, folder):
+    digest = digest_of(action_of(task)[-1])
     result = server.result(digest)
     folder.mkdir(parents=True)
     reader = Reader(server, folder)
@@ -366,23 +375,16 @@ class Writer:
         return node
 
 
-def write(server, digest, folder, task, exit_code, like):
+def write(server, task, folder, exit_code, like):
     writer = Writer(like)
     writer.outputs(folder / "outputs")
     writer.result.exit_code = exit_code
     for name, log in [("stdout", writer.result.stdout_digest), ("stderr", writer.result.stderr_digest)]:
         if (folder / name).exists():
             log.CopyFrom(writer.blob((folder / name).read_bytes()))
-    command = reapi.Command(arguments=["larder", "task", task] if task else ["/bin/true"])
-    action = reapi.Action(
-        command_digest=writer.blob(command.SerializeToString()),
-        input_root_digest=writer.blob(reapi.Directory().SerializeToString()),
-    ).SerializeToString()
-    if task and digest_of(action) != digest:
-        raise Wrong(f"the task's action is {name_of(digest_of(action))}, not {name_of(digest)}")
-    writer.blob(action)
+    digests = [writer.blob(message) for message in action_of(task)]
     server.upload(writer.contents)
-    server.update_result(digest, writer.result)
+    server.update_result(digests[-1], writer.result)
     return {"blobs": len(writer.contents), "bytes": sum(map(len, writer.contents))}
 
 
@@ -439,13 +441,12 @@ def main():
         if name != "sample":
             command.add_argument("server", type=Server)
         if name in ("read", "write"):
-            command.add_argument("digest", type=parse_digest)
+            command.add_argument("task")
         if name != "capabilities":
             command.add_argument("folder", type=Path)
         if name == "capabilities":
             command.add_argument("--wait", type=float, default=0)
         if name == "write":
-            command.add_argument("--task")
             command.add_argument("--exit-code", type=int, default=0)
             command.add_argument("--like", choices=["bazel", "buildstream", "moon"], default="bazel")
     words = parser.parse_args()
@@ -453,9 +454,9 @@ def main():
         if words.command == "capabilities":
             said = capabilities(words.server, words.wait)
         elif words.command == "read":
-            said = read(words.server, words.digest, words.folder)
+            said = read(words.server, words.task, words.folder)
         elif words.command == "write":
-            said = write(words.server, words.digest, words.folder, words.task, words.exit_code, words.like)
+            said = write(words.server, words.task, words.folder, words.exit_code, words.like)
         else:
             said = sample(words.folder)
     except (Wrong, grpc.RpcError) as error:
