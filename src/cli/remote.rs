@@ -171,19 +171,20 @@ fn open(global: &Global) -> Result<(Server, Settings), Failure> {
 }
 
 fn told(drained: &Drained) -> String {
-    let mut text = format!(
+    let mut parts = vec![format!(
         "sent {}, {}, {}",
         counted(drained.sent, "result"),
         counted(drained.blobs, "blob"),
         bytes(drained.sent_bytes),
-    );
+    )];
     if drained.dropped > 0 {
-        text += &format!("; {} could not be sent, or went", counted(drained.dropped, "result"));
+        let dropped = counted(drained.dropped, "result");
+        parts.push(format!("{dropped} could not be sent, or went"));
     }
     if drained.waiting > 0 {
-        text += &format!("; {} wait", drained.waiting);
+        parts.push(format!("{} to be sent later", counted(drained.waiting, "result")));
     }
-    text
+    parts.join("; ")
 }
 
 fn no_runtime(error: &io::Error) -> Failure {

@@ -167,7 +167,7 @@ impl Arriving {
     }
 
     /// Those of the blobs that nobody else fetches; they are the caller's until the claim is dropped.
-    fn claim<'a>(&'a self, digests: impl Iterator<Item = Digest>) -> ArrivalClaim<'a> {
+    fn claim(&self, digests: impl Iterator<Item = Digest>) -> ArrivalClaim<'_> {
         let mut arriving = self.lock();
         let claimed = digests.filter(|digest| arriving.insert(*digest)).collect();
         ArrivalClaim { arriving: self, claimed }

@@ -315,46 +315,48 @@ impl Source<'_> {
         let known = self.supply.names.get(&blob.digest).copied();
         known.unwrap_or_else(|| same_name(&blob.digest, blob.size_bytes))
     }
+}
 
-    /// Takes what arrives, on several threads.
-    fn take(
-        &self,
-        downloads: &Downloads,
-        blobs: &HashMap<RemoteDigest, BlobRef>,
-        intake: &Intake<'_>,
-    ) -> Result<()> {
-        let failed: Mutex<Option<Error>> = Mutex::new(None);
-        let fail = |error: Error| {
-            failed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
-        };
-        let is_over = || {
-            intake.is_cancelled() || failed.lock().unwrap_or_else(PoisonError::into_inner).is_some()
-        };
-        let take_one = |digest: RemoteDigest, content: Result<BlobReader, RemoteError>| {
-            let Some(blob) = blobs.get(&digest) else { return Ok(()) };
-            intake.take(blob, &mut content?).map_err(|error| match error {
-                Error::Io { source, .. } => of_reader(source),
-                error => error,
-            })
-        };
-        std::thread::scope(|scope| {
-            for _ in 0..TAKERS.min(blobs.len()) {
-                scope.spawn(|| {
-                    while let Some(arrival) = downloads.next() {
-                        if is_over() {
-                            return;
-                        }
-                        if let Err(error) = take_one(arrival.digest, arrival.content) {
-                            fail(error);
-                        }
+/// Takes what arrives, on several threads.
+fn take(
+    downloads: &Downloads,
+    blobs: &HashMap<RemoteDigest, BlobRef>,
+    intake: &Intake<'_>,
+) -> Result<()> {
+    let failed: Mutex<Option<Error>> = Mutex::new(None);
+    let fail = |error: Error| {
+        failed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+    };
+    let is_over =
+        || intake.is_cancelled() || failed.lock().unwrap_or_else(PoisonError::into_inner).is_some();
+    let take_one = |digest: RemoteDigest, content: Result<BlobReader, RemoteError>| {
+        let Some(blob) = blobs.get(&digest) else { return Ok(()) };
+        intake.take(blob, &mut content?).map_err(|error| match error {
+            // Of the reader, or of our own disk.
+            Error::Io { action, path, source } => match source.downcast::<RemoteError>() {
+                Ok(error) => error.into(),
+                Err(source) => Error::Io { action, path, source },
+            },
+            error => error,
+        })
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..TAKERS.min(blobs.len()) {
+            scope.spawn(|| {
+                while let Some(arrival) = downloads.next() {
+                    if is_over() {
+                        return;
                     }
-                });
-            }
-        });
-        match failed.into_inner().unwrap_or_else(PoisonError::into_inner) {
-            Some(error) => Err(error),
-            None => Ok(()),
+                    if let Err(error) = take_one(arrival.digest, arrival.content) {
+                        fail(error);
+                    }
+                }
+            });
         }
+    });
+    match failed.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        Some(error) => Err(error),
+        None => Ok(()),
     }
 }
 
@@ -387,7 +389,7 @@ impl BlobSource for Source<'_> {
             }
         }
         let downloads = self.runtime.block_on(self.inner.client.download(&names))?;
-        self.take(&downloads, &blobs, intake)?;
+        take(&downloads, &blobs, intake)?;
         drop(claim);
         for blob in others {
             while !self.inner.arriving.wait(&blob.digest) {

@@ -1,6 +1,6 @@
 //! Push: an entry of the store becomes a result on the server.
 //!
-//! The order is that of the protocol (remote_execution.proto, `ActionCache.UpdateActionResult`): first
+//! The order is that of the protocol (`remote_execution.proto`, `ActionCache.UpdateActionResult`): first
 //! every blob, the messages that describe the entry, and our manifest among them; then the result. A
 //! push that ends in between leaves blobs that nothing refers to, which the server forgets.
 //!

@@ -71,7 +71,12 @@ struct Direction {
 impl FaultProxy {
     /// In front of a server.
     pub(crate) fn start(server: SocketAddr, network: Network) -> FaultProxy {
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+        FaultProxy::start_on("127.0.0.1:0", server, network)
+    }
+
+    /// On an address of the caller's.
+    pub(crate) fn start_on(address: &str, server: SocketAddr, network: Network) -> FaultProxy {
+        let listener = std::net::TcpListener::bind(address).expect("the address is free");
         listener.set_nonblocking(true).expect("a socket");
         let address = listener.local_addr().expect("it is bound");
         let shared = Arc::new(Shared {

@@ -1,4 +1,4 @@
-//! The client against servers of others: `LARDER_TEST_SERVERS` names them (tests/remote_servers.rs).
+//! The client against servers of others: `LARDER_TEST_SERVERS` names them (`tests/remote_servers.rs`).
 
 use super::*;
 use bazel_remote_apis::build::bazel::remote::execution::v2 as reapi;
