@@ -245,6 +245,52 @@ async fn only_what_the_store_lacks_is_fetched() -> larder::Result<()> {
     Ok(())
 }
 
+#[tokio::test]
+async fn a_small_change_of_a_large_tree_moves_little() -> larder::Result<()> {
+    for (kind, server) in servers() {
+        let (here, there, other) = (Lab::new(), Lab::new(), Lab::new());
+        for number in 0..2000 {
+            let path = here.workspace().join(format!("out/{}/{number}.txt", number % 40));
+            write_old(&path, &noise(number, 200));
+        }
+        let build = |key: &str| {
+            common::store(&here.cache, key, &here.workspace(), &["out"]);
+            task(key)
+        };
+        let proxy = FaultProxy::start(server.address(), Network::default());
+        let pull = async |lab: &Lab, key: &str| {
+            let before = proxy.bytes_to_client();
+            let pulled = tier(&lab.cache, &proxy.url()).pull(&task(key), &Cancel::new()).await;
+            assert!(pulled.expect("asked").is_some(), "{kind}");
+            let place = lab.path(key);
+            let private = RestoreOptions::default().with_link_mode(LinkMode::Copy);
+            lab.restore(key, &place, private).expect("restored").expect("there");
+            assert_eq!(snapshot(&place), snapshot(&here.workspace()), "{kind}, {key}");
+            assert_whole(lab, kind);
+            proxy.bytes_to_client() - before
+        };
+        for key in ["first", "second", "third"] {
+            write_old(&here.workspace().join("out/0/40.txt"), key.as_bytes());
+            write_old(&here.workspace().join(format!("out/new {key}")), key.as_bytes());
+            let sent = tier(&here.cache, &server.url()).push(&build(key), &Cancel::new()).await?;
+            assert!(sent.is_some(), "{kind}");
+            let bytes = pull(&there, key).await;
+            match key {
+                "first" => assert!(bytes > 2000 * 200, "{kind}: {bytes}"),
+                _ => assert!(bytes < 12_000, "{kind}, {key}: {bytes} bytes for two files"),
+            }
+        }
+        // Who has no base fetches the manifest, and who has lost blobs of the base those.
+        pull(&other, "third").await;
+        let third = there.path("third");
+        fs::remove_dir_all(third).expect("removed");
+        there.cache.remove(&task("third"))?;
+        fs::remove_file(&there.blobs()[7]).expect("ours");
+        pull(&there, "third").await;
+    }
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn blobs_that_several_want_at_once_are_fetched_once() -> larder::Result<()> {
     let server = FakeServer::start();

@@ -13,7 +13,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
-const ROUNDS: usize = 150;
+const ROUNDS: usize = 80;
 const SEED: u64 = 0x2545_f491_4f6c_dd1d;
 const SILENCE: Duration = Duration::from_millis(400);
 

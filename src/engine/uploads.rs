@@ -8,7 +8,10 @@
 //! Whoever sends an entry has its file locked meanwhile. The kernel releases the lock however the sender
 //! ends, and the file is still there.
 //!
-//! Left to others: what an entry is made of (`depart`), and where it goes (`remote`).
+//! Beside them lies, for each server and set of outputs, which entry was sent last (`base-<64 hex>`): the
+//! next one can be sent as what differs from it. That can be lost, too.
+//!
+//! Left to others: what an entry is made of (`offer`), and where it goes (`tier`).
 
 use super::Cache;
 use crate::digest::Digest;
@@ -18,6 +21,7 @@ use crate::key::TaskDigest;
 use crate::options::Durability;
 use std::ffi::OsString;
 use std::fs::File;
+use std::io::{self, Write};
 use std::path::PathBuf;
 
 /// The right to send one entry, as long as this lives. Dropped, the entry waits again.
@@ -54,6 +58,52 @@ impl Cache {
         self.inner.blobs.staging().scratch()
     }
 
+    /// Notes which entry was sent last from a place, whose name is any hash. Blocking, briefly.
+    ///
+    /// # Errors
+    /// If it cannot be noted.
+    pub(crate) fn note_base(&self, place: &[u8; 32], task: &TaskDigest) -> Result<()> {
+        self.check_may_write()?;
+        let path = || self.inner.path.join(layout::UPLOADS);
+        let folder = self.uploads().context("open", path)?;
+        let (name, staged) = (base_name(place), disk::random_name().context("make", path)?);
+        let staged = OsString::from(format!("{BASE_PREFIX}.{staged}"));
+        let mut file = folder.create_new(&staged, 0o600).context("make", path)?;
+        let written = file.write_all(task.to_string().as_bytes());
+        let noted = written.and_then(|()| folder.rename(&staged, &folder, &name));
+        if noted.is_err() {
+            // Best effort.
+            let _ = folder.unlink(&staged);
+        }
+        noted.context("write", || path().join(&name))
+    }
+
+    /// Which entry was sent last from a place; `None` if that is not known. Blocking, briefly.
+    pub(crate) fn base(&self, place: &[u8; 32]) -> Option<TaskDigest> {
+        let folder = self.inner.root.open_child(layout::UPLOADS.as_ref()).ok()?;
+        let (file, stat) = folder.open_regular(&base_name(place)).ok()?;
+        let mut bytes = Vec::new();
+        if stat.size_bytes != 64 {
+            return None;
+        }
+        disk::read_exactly(&file, 64, &mut bytes).ok()?;
+        let digest: Digest = std::str::from_utf8(&bytes).ok()?.parse().ok()?;
+        Some(TaskDigest::from_bytes(*digest.as_bytes()))
+    }
+
+    /// The folder, which is made when it is first needed.
+    fn uploads(&self) -> io::Result<Dir> {
+        let root = &self.inner.root;
+        match root.open_child(layout::UPLOADS.as_ref()) {
+            Err(error) if disk::is_absent(&error) => {
+                // Somebody else may be making it, too.
+                let _ = root.make_new(layout::UPLOADS.as_ref(), 0o700)?;
+                root.open_child(layout::UPLOADS.as_ref())
+            }
+            opened => opened,
+        }
+    }
+
     /// Notes that the entry of `task` is to be sent elsewhere. As durable as the store. Blocking, briefly.
     ///
     /// # Errors
@@ -62,15 +112,7 @@ impl Cache {
         self.check_may_write()?;
         let path = || self.inner.path.join(layout::UPLOADS);
         let root = &self.inner.root;
-        let folder = match root.open_child(layout::UPLOADS.as_ref()) {
-            Err(error) if disk::is_absent(&error) => {
-                // Somebody else may be making it, too.
-                let _ = root.make_new(layout::UPLOADS.as_ref(), 0o700).context("make", path)?;
-                root.open_child(layout::UPLOADS.as_ref())
-            }
-            opened => opened,
-        };
-        let folder = folder.context("open", path)?;
+        let folder = self.uploads().context("open", path)?;
         let name = OsString::from(task.to_string());
         let made = folder.open_or_create(&name, 0o600);
         // Whoever sends what was there before sees that there is something new.
@@ -135,6 +177,12 @@ impl Cache {
     }
 }
 
+const BASE_PREFIX: &str = "base";
+
+fn base_name(place: &[u8; 32]) -> OsString {
+    OsString::from(format!("{BASE_PREFIX}-{}", Digest::from_bytes(*place)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -180,6 +228,25 @@ mod tests {
         cache.queue_upload(&task("a"))?;
         upload.done()?;
         assert_eq!(cache.waiting_uploads()?, [task("a")]);
+        Ok(())
+    }
+
+    #[test]
+    fn what_was_sent_last_is_known_until_something_else_was() -> Result<()> {
+        let folder = tempfile::tempdir().expect("a folder");
+        let cache = open(&folder);
+        let (here, there) = ([1; 32], [2; 32]);
+        assert_eq!(cache.base(&here), None);
+        cache.note_base(&here, &task("a"))?;
+        cache.note_base(&there, &task("b"))?;
+        cache.note_base(&here, &task("c"))?;
+        assert_eq!((cache.base(&here), cache.base(&there)), (Some(task("c")), Some(task("b"))));
+        assert!(cache.waiting_uploads()?.is_empty(), "these do not wait");
+        for damage in ["", "x", &"x".repeat(64), &"x".repeat(65)] {
+            let name = folder.path().join("store/uploads").join(base_name(&here));
+            std::fs::write(name, damage).expect("written");
+            assert_eq!(cache.base(&here), None);
+        }
         Ok(())
     }
 

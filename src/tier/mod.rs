@@ -25,7 +25,8 @@ use crate::engine::Cache;
 use crate::error::{Error, Result};
 use crate::key::TaskDigest;
 use crate::remote::{
-    Client, DigestFunction, RemoteAccess, RemoteDigest, RemoteError, RemoteOptions, RemoteStatus,
+    Client, DigestFunction, RemoteAccess, RemoteAddress, RemoteDigest, RemoteError, RemoteOptions,
+    RemoteStatus,
 };
 use std::collections::HashSet;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -61,6 +62,7 @@ pub struct RemoteTier {
 struct Inner {
     cache: Cache,
     client: Client,
+    address: RemoteAddress,
     access: RemoteAccess,
     upload_wait_max: Duration,
     arriving: Arriving,
@@ -70,9 +72,11 @@ impl RemoteTier {
     /// Puts a server behind a store. Connects to nothing yet.
     pub fn new(cache: Cache, options: RemoteOptions) -> RemoteTier {
         let (access, upload_wait_max) = (options.access, options.upload_wait_max);
+        let address = options.address.clone();
         let client = Client::connect(options);
         let arriving = Arriving::default();
-        RemoteTier { inner: Arc::new(Inner { cache, client, access, upload_wait_max, arriving }) }
+        let inner = Inner { cache, client, address, access, upload_wait_max, arriving };
+        RemoteTier { inner: Arc::new(inner) }
     }
 
     /// The store.

@@ -2,7 +2,8 @@
 //!
 //! The steps; each may find that there is no such entry, which is a miss:
 //! 1. ask for the result of the task's action;
-//! 2. fetch our manifest, if it rides along. Where it says what the server calls its blobs (by BLAKE3, or
+//! 2. rebuild our manifest from an entry that is here, if what differs rides along
+//!    (`remote/translate/delta.rs`), else fetch it, if it does. Where it says what the server calls its blobs (by BLAKE3, or
 //!    in its column of SHA-256), it is all that is needed: most of a large result is never transferred;
 //! 3. else fetch the messages that the result names (Trees), and read it: paths and sizes are checked
 //!    before anything large is asked for. Without a manifest one is made of it;
@@ -21,7 +22,7 @@ use crate::error::{Error, Result};
 use crate::key::TaskDigest;
 use crate::manifest::{BlobRef, LOG_INLINE_BYTES_MAX, Manifest};
 use crate::remote::translate::{
-    ENTRY_BYTES_MAX, ForeignEntry, Hash, Reading, action_of, riders_of,
+    Delta, ENTRY_BYTES_MAX, ForeignEntry, Hash, Reading, action_of, riders_of,
 };
 use crate::remote::{BlobReader, DigestFunction, Downloads, RemoteDigest, RemoteError};
 use bazel_remote_apis::build::bazel::remote::execution::v2::ActionResult;
@@ -70,6 +71,17 @@ impl RemoteTier {
         let action = action_of(task, &hash);
         let Some(result) = client.get_action(&action.digest).await? else { return Ok(None) };
         let riders = riders_of(&result);
+        if let Some(name) = riders.delta
+            && let Some((manifest, names)) = self.rebuilt(task, name, cancel).await?
+        {
+            let supply =
+                Supply { names, has_all: function == DigestFunction::Blake3, scratch: None };
+            match self.receive(*task, manifest, supply, cancel).await {
+                // The store lacks something that the base had, too.
+                Err(Error::NoBlob { .. } | Error::Untrusted) => {}
+                received => return received.map(Some),
+            }
+        }
         let manifest = match riders.manifest {
             Some(name) => self.rider(task, name).await?,
             None => None,
@@ -100,7 +112,7 @@ impl RemoteTier {
                 (manifest, Supply::named(names))
             }
             (None, DigestFunction::Blake3) => {
-                let supply = Supply::default();
+                let supply = Supply::named(DigestMap::default());
                 (self.complete(&entry, &supply).await?, supply)
             }
             (None, DigestFunction::Sha256) => {
@@ -119,6 +131,28 @@ impl RemoteTier {
         };
         let bytes = fetched.remove(&name).unwrap_or_default();
         Manifest::decode(&bytes, task).map(Some).map_err(Error::remote)
+    }
+
+    /// The manifest that a delta makes of an entry that is in the store, and the server's names of what is
+    /// new in it; `None` if that cannot be.
+    async fn rebuilt(
+        &self,
+        task: &TaskDigest,
+        name: RemoteDigest,
+        cancel: &Cancel,
+    ) -> Result<Option<(Manifest, DigestMap<Digest, RemoteDigest>)>> {
+        let mut fetched = match self.inner.client.fetch(&[name], ENTRY_BYTES_MAX).await {
+            Err(RemoteError::Absent { .. }) => return Ok(None),
+            fetched => fetched?,
+        };
+        let (cache, task) = (self.cache().clone(), *task);
+        let bytes = fetched.remove(&name).unwrap_or_default();
+        block(cancel, move |_| {
+            let Some(delta) = Delta::read(&bytes) else { return Ok(None) };
+            let base = cache.manifest(&delta.base_task)?;
+            Ok(base.and_then(|base| delta.apply(&task, &base)))
+        })
+        .await
     }
 
     /// What a result says, with the messages that it names.
@@ -195,7 +229,7 @@ impl RemoteTier {
             }
             Ok(scratch)
         });
-        Ok(Supply { names: DigestMap::default(), scratch: Some(scratch.await?) })
+        Ok(Supply { scratch: Some(scratch.await?), ..Supply::default() })
     }
 }
 
@@ -221,15 +255,17 @@ fn names_in(
 /// Where the blobs of an entry are.
 #[derive(Debug, Default)]
 struct Supply {
-    /// What the server calls them; those that are not here it calls as we do.
+    /// What the server calls them.
     names: DigestMap<Digest, RemoteDigest>,
+    /// Whether it calls those that are not here as we do; else they cannot be had.
+    has_all: bool,
     /// Those that are here already.
     scratch: Option<Scratch>,
 }
 
 impl Supply {
     fn named(names: DigestMap<Digest, RemoteDigest>) -> Supply {
-        Supply { names, scratch: None }
+        Supply { names, has_all: true, scratch: None }
     }
 }
 
@@ -311,9 +347,12 @@ impl Source<'_> {
         std::mem::take(&mut *self.was_left.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    fn name_of(&self, blob: &BlobRef) -> RemoteDigest {
-        let known = self.supply.names.get(&blob.digest).copied();
-        known.unwrap_or_else(|| same_name(&blob.digest, blob.size_bytes))
+    fn name_of(&self, blob: &BlobRef) -> Result<RemoteDigest> {
+        match self.supply.names.get(&blob.digest) {
+            Some(name) => Ok(*name),
+            None if self.supply.has_all => Ok(same_name(&blob.digest, blob.size_bytes)),
+            None => Err(Error::NoBlob { digest: blob.digest }),
+        }
     }
 }
 
@@ -370,17 +409,17 @@ impl BlobSource for Source<'_> {
             }
             return Ok(());
         }
+        let names: Vec<RemoteDigest> =
+            missing.iter().map(|blob| self.name_of(blob)).collect::<Result<_>>()?;
         let claim = self.inner.arriving.claim(missing.iter().map(|blob| blob.digest));
-        let (ours, others): (Vec<&BlobRef>, Vec<&BlobRef>) =
-            missing.iter().partition(|blob| claim.claimed.contains(&blob.digest));
-        let blobs: HashMap<RemoteDigest, BlobRef> =
-            ours.into_iter().map(|blob| (self.name_of(blob), *blob)).collect();
+        let (ours, others): (Vec<_>, Vec<_>) = names
+            .into_iter()
+            .zip(missing)
+            .partition(|(_, blob)| claim.claimed.contains(&blob.digest));
         // In the order of the paths.
-        let names: Vec<RemoteDigest> = missing
-            .iter()
-            .map(|blob| self.name_of(blob))
-            .filter(|name| blobs.contains_key(name))
-            .collect();
+        let names: Vec<RemoteDigest> = ours.iter().map(|(name, _)| *name).collect();
+        let blobs: HashMap<RemoteDigest, BlobRef> =
+            ours.into_iter().map(|(name, blob)| (name, *blob)).collect();
         let bytes = names.iter().fold(0_u64, |sum, name| sum.saturating_add(name.size_bytes));
         if bytes > UNASKED_BYTES_MAX {
             let absent = self.runtime.block_on(self.inner.client.find_missing(&names))?;
@@ -391,7 +430,7 @@ impl BlobSource for Source<'_> {
         let downloads = self.runtime.block_on(self.inner.client.download(&names))?;
         take(&downloads, &blobs, intake)?;
         drop(claim);
-        for blob in others {
+        for (_, blob) in others {
             while !self.inner.arriving.wait(&blob.digest) {
                 if intake.is_cancelled() {
                     return Err(Error::Cancelled);

@@ -13,10 +13,10 @@ use crate::digest::{Digest, DigestMap};
 use crate::engine::Offer;
 use crate::error::{Error, Result};
 use crate::key::TaskDigest;
-use crate::manifest::BlobRef;
+use crate::manifest::{BlobRef, Manifest};
 use crate::parallel;
-use crate::remote::translate::{DescribeError, Naming, action_of, describe};
-use crate::remote::{DigestFunction, RemoteDigest, Upload, UploadSource};
+use crate::remote::translate::{Delta, DescribeError, Naming, action_of, add_delta, describe};
+use crate::remote::{DigestFunction, RemoteAddress, RemoteDigest, Upload, UploadSource};
 use prost::Message;
 use std::collections::HashSet;
 use std::io::{self, Read};
@@ -31,6 +31,10 @@ pub struct Pushed {
     /// Bytes that were sent for them, as they were sent: compressed ones count as such.
     pub sent_bytes: u64,
 }
+
+const BASE_CONTEXT: &str = "larder 2026-11-24 base of a delta v1";
+/// Below this many outputs a manifest is sent as fast as what differs from another.
+const DELTA_NODES_MIN: usize = 200;
 
 /// A result is one message, of which gRPC takes 4 MiB unless a server says more to its clients, which
 /// this protocol has no word for; the rest is for what is around it.
@@ -64,14 +68,20 @@ impl RemoteTier {
                 manifest.distinct_blobs().iter().map(|blob| *names[&blob.digest].hash()).collect()
             }
         };
+        let place = base_place(&self.inner.address, offer.manifest());
+        let delta = self.delta(&offer, &place, &manifest.sha256, cancel).await?;
         let manifest = manifest.encode_portable(task);
         let manifest_name = hash(&manifest);
         let name_of = |blob: &BlobRef| names.get(&blob.digest).copied();
         let naming = Naming { hash: &hash, name_of: &name_of };
-        let described = match describe(offer.manifest(), &manifest_name, naming) {
+        let mut described = match describe(offer.manifest(), &manifest_name, naming) {
             Err(DescribeError::NotText { .. }) => return Ok(None),
             described => described.map_err(Error::remote)?,
         };
+        let delta = delta.map(|delta| (hash(&delta), delta));
+        if let Some((name, _)) = &delta {
+            add_delta(&mut described.result, name);
+        }
         let is_refused =
             described.absolute_symlink.is_some() && !capabilities.allows_absolute_symlinks;
         if is_refused || described.result.encoded_len() > RESULT_BYTES_MAX {
@@ -80,7 +90,7 @@ impl RemoteTier {
         // Parts of the Trees; some servers give no result back without them.
         let messages = described.messages.into_iter().chain(described.directories);
         let messages = action.messages.into_iter().chain(messages);
-        let messages = messages.chain([(manifest_name, manifest)]);
+        let messages = messages.chain([(manifest_name, manifest)]).chain(delta);
         let mut uploads: Vec<Upload> =
             messages.map(|(digest, bytes)| Upload { digest, source: Arc::new(bytes) }).collect();
         uploads.extend(offer.manifest().distinct_blobs().into_iter().map(|blob| Upload {
@@ -93,7 +103,36 @@ impl RemoteTier {
         uploads.retain(|upload| missing.contains(&upload.digest));
         let uploaded = self.inner.client.upload(uploads).await?;
         self.inner.client.update_action(&action.digest, described.result).await?;
+        if offer.manifest().nodes.len() >= DELTA_NODES_MIN {
+            let (cache, key) = (self.cache().clone(), *task);
+            // Best effort: without it, whoever gets the next entry fetches its whole manifest.
+            drop(block(cancel, move |_| cache.note_base(&place, &key)).await);
+        }
         Ok(Some(Pushed { blobs: uploaded.blobs, sent_bytes: uploaded.sent_bytes }))
+    }
+
+    /// What makes the manifest of that of the entry that was sent before from the same outputs.
+    async fn delta(
+        &self,
+        offer: &Arc<Offer>,
+        place: &[u8; 32],
+        sha256: &[[u8; 32]],
+        cancel: &Cancel,
+    ) -> Result<Option<Vec<u8>>> {
+        if offer.manifest().nodes.len() < DELTA_NODES_MIN {
+            return Ok(None);
+        }
+        let (cache, offer) = (self.cache().clone(), Arc::clone(offer));
+        let (place, sha256) = (*place, sha256.to_vec());
+        block(cancel, move |_| {
+            let Some(base_task) = cache.base(&place).filter(|base| base != offer.task()) else {
+                return Ok(None);
+            };
+            let Some(base) = cache.manifest(&base_task)? else { return Ok(None) };
+            let this = (offer.task(), offer.manifest());
+            Ok(Delta::encode(this, (&base_task, &base), &sha256))
+        })
+        .await
     }
 
     /// What the server calls each blob of the entry.
@@ -125,6 +164,17 @@ impl RemoteTier {
         };
         Ok(blobs.into_iter().zip(hashes.await?).map(name).collect())
     }
+}
+
+/// Where it is noted which entry of these outputs was sent to a server last.
+fn base_place(address: &RemoteAddress, manifest: &Manifest) -> [u8; 32] {
+    let mut hasher = blake3::Hasher::new_derive_key(BASE_CONTEXT);
+    let address = address.to_string();
+    let roots = manifest.roots.iter().map(|root| root.path.as_bytes());
+    for part in [address.as_bytes()].into_iter().chain(roots) {
+        hasher.update(&(part.len() as u64).to_le_bytes()).update(part);
+    }
+    *hasher.finalize().as_bytes()
 }
 
 /// The SHA-256 of each blob, which is seen to be what it should be on the way.

@@ -8,12 +8,13 @@
 //!
 //! Invariants:
 //! - The same task, and the same entry, make the same bytes: nothing here depends on the machine, the
-//!   time, or the order of anything.
+//!   time, or the order of anything, but the delta ([`Delta`]) on what was sent before.
 //! - A result is as untrusted as bytes from disk. Before anything large is fetched, every path has been
 //!   checked, and nothing that a result claims takes more memory than [`read::ENTRY_BYTES_MAX`].
 //! - A message is taken only if it has the digest under which it was asked for.
 
 mod action;
+mod delta;
 mod describe;
 mod entry;
 mod error;
@@ -26,12 +27,13 @@ mod tree;
 mod wire;
 
 pub(crate) use action::action_of;
+pub(crate) use delta::Delta;
 pub(crate) use describe::{DescribeError, Naming, describe};
 pub(crate) use entry::ForeignEntry;
 #[cfg(any(fuzzing, larder_rigs))]
 pub(crate) use fuzzing::{check_described, read_pieces};
 pub(crate) use read::{ENTRY_BYTES_MAX, Reading};
-pub(crate) use riders::riders_of;
+pub(crate) use riders::{add_delta, riders_of};
 
 use super::digests::RemoteDigest;
 

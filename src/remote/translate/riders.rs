@@ -8,6 +8,7 @@ use prost::Message;
 /// What a rider is, said by its type; its value is an encoded `Digest`.
 pub(super) const MANIFEST_TYPE: &str = "type.googleapis.com/larder.v1.Manifest";
 pub(super) const KEY_PARTS_TYPE: &str = "type.googleapis.com/larder.v1.KeyParts";
+const DELTA_TYPE: &str = "type.googleapis.com/larder.v1.ManifestDelta";
 
 /// The blobs beside a result that only we understand.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -16,6 +17,8 @@ pub(crate) struct Riders {
     pub(crate) manifest: Option<RemoteDigest>,
     /// What the task's key was made of.
     pub(crate) key_parts: Option<RemoteDigest>,
+    /// The manifest as what differs from another one.
+    pub(crate) delta: Option<RemoteDigest>,
 }
 
 /// What rides along with a result. A rider that cannot be read is none.
@@ -26,12 +29,19 @@ pub(crate) fn riders_of(result: &ActionResult) -> Riders {
         let name = match rider.type_url.as_str() {
             MANIFEST_TYPE => &mut riders.manifest,
             KEY_PARTS_TYPE => &mut riders.key_parts,
+            DELTA_TYPE => &mut riders.delta,
             _ => continue,
         };
         let digest = reapi::Digest::decode(rider.value.as_slice()).ok();
         *name = digest.and_then(|digest| RemoteDigest::from_message(&digest));
     }
     riders
+}
+
+/// Names a delta beside a result.
+pub(crate) fn add_delta(result: &mut ActionResult, name: &RemoteDigest) {
+    let metadata = result.execution_metadata.get_or_insert_default();
+    metadata.auxiliary_metadata.push(rider(DELTA_TYPE, &name.to_message()));
 }
 
 pub(super) fn rider(type_url: &str, name: &reapi::Digest) -> Any {

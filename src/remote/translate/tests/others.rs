@@ -299,7 +299,7 @@ fn riders_that_cannot_be_read_are_none() {
     let manifest = Some(sha256(b"manifest"));
     let found =
         riders(vec![rider("type.googleapis.com/other", b"x"), rider(MANIFEST_TYPE, &digest)]);
-    assert_eq!(found, Riders { manifest, key_parts: None });
+    assert_eq!(found, Riders { manifest, key_parts: None, delta: None });
     for bad in [b"".as_slice(), &digest[1..], b"\xff", &digest[..digest.len() - 1]] {
         assert_eq!(riders(vec![rider(MANIFEST_TYPE, bad)]), Riders::default(), "{bad:?}");
     }

@@ -130,8 +130,11 @@ fn an_entry_is_described_in_terms_that_others_know() {
 fn what_the_result_has_no_word_for_rides_along() {
     let (manifest, described, blobs) = describe_sample();
     let riders = riders_of(&described.result);
-    let expected =
-        Riders { manifest: Some(sha256(b"manifest")), key_parts: Some(sha256(b"key parts")) };
+    let expected = Riders {
+        manifest: Some(sha256(b"manifest")),
+        key_parts: Some(sha256(b"key parts")),
+        delta: None,
+    };
     assert_eq!(riders, expected);
 
     let entry = blobs.read(&described.result).expect("our own result");
@@ -213,5 +216,61 @@ fn times_and_durations_that_messages_cannot_hold_are_left_out() {
     }
     for seconds in [i64::MIN, -62_135_596_801, 253_402_300_800, i64::MAX] {
         assert_eq!(mtime(seconds), None);
+    }
+}
+
+#[test]
+fn a_delta_makes_the_manifest_of_its_base_and_of_no_other() {
+    let tree = |salt: u8| {
+        let mut nodes = vec![Node {
+            path: OutputPath::parse("out").expect("a path"),
+            kind: NodeKind::Directory { mode: 0o755 },
+        }];
+        nodes.extend((0..500_u32).map(|number| {
+            let seed = if number % 100 == 7 { number + 1000 * u32::from(salt) } else { number };
+            Node {
+                path: OutputPath::parse(format!("out/{number:03}")).expect("a path"),
+                kind: NodeKind::File {
+                    digest: Digest::of(&seed.to_le_bytes()),
+                    size_bytes: 4,
+                    mode: 0o644,
+                    modified: None,
+                },
+            }
+        }));
+        let path = OutputPath::parse("out").expect("a path");
+        Manifest::assemble(vec![Root { path, kind: RootKind::Directory }], nodes).expect("a tree")
+    };
+    let task = |key: &str| TaskDigest::derive("", key).expect("a key");
+    let (base, target, other) = (tree(1), tree(2), tree(3));
+    let (here, there) = (task("base"), task("target"));
+    let names: Vec<[u8; 32]> =
+        target.distinct_blobs().iter().map(|blob| *sha256(blob.digest.as_bytes()).hash()).collect();
+    let bytes = Delta::encode((&there, &target), (&here, &base), &names).expect("worth it");
+    assert!(bytes.len() < 1500, "{} bytes for five files", bytes.len());
+    let delta = Delta::read(&bytes).expect("one of ours");
+    assert_eq!(delta.base_task, here);
+    let (made, found) = delta.apply(&there, &base).expect("it is the base");
+    assert_eq!(made, target);
+    assert_eq!(found.len(), 5);
+    for (blob, name) in target.distinct_blobs().iter().zip(&names) {
+        if let Some(found) = found.get(&blob.digest) {
+            assert_eq!((found.hash(), found.size_bytes), (name, 4));
+        }
+    }
+    assert!(delta.apply(&there, &other).is_none(), "another entry");
+    assert!(delta.apply(&here, &base).is_none(), "the manifest is another task's");
+    let plain = Delta::encode((&there, &target), (&here, &base), &[]).expect("worth it");
+    let (made, found) = Delta::read(&plain).expect("ours").apply(&there, &base).expect("the base");
+    assert!(made == target && found.is_empty());
+    // Whatever is wrong with it, the manifest is the right one or there is none.
+    for position in 0..bytes.len() {
+        for damaged in [
+            &[&bytes[..position], &[bytes[position] ^ 1], &bytes[position + 1..]].concat(),
+            &bytes[..position].to_vec(),
+        ] {
+            let made = Delta::read(damaged).and_then(|delta| delta.apply(&there, &base));
+            assert!(made.is_none_or(|(made, _)| made == target), "at {position}");
+        }
     }
 }
