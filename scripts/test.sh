@@ -40,7 +40,7 @@ if [ "$(id -u)" = 0 ] && [ -z "${LARDER_TEST_SERVERS:-}" ] && command -v apt-get
     # Without them, their tests say so.
     found=$(sh scripts/servers.sh up "$servers") || found=
     for variable in $found; do
-        export "${variable?}"
+        case $variable in LARDER_TEST_*) export "${variable?}" ;; esac
     done
 fi
 

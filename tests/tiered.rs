@@ -208,12 +208,10 @@ async fn a_result_of_which_the_server_forgot_a_blob_is_a_miss() -> larder::Resul
         let here = Lab::new();
         store(&here);
         assert!(push(&here.cache, &server.url()).await?);
-        let state = server.state();
         let needed = |bytes: &[u8]| {
             bytes == b"a few bytes\n" || bytes.len() == 3 << 20 || bytes.len() == 40_000
         };
-        let blobs = state.blobs.clone();
-        drop(state);
+        let blobs = server.state().blobs.clone();
         for (hash, _) in blobs.iter().filter(|(_, bytes)| needed(bytes)) {
             server.state().blobs.remove(hash);
             server.state().chunks.remove(hash);
@@ -359,9 +357,7 @@ async fn entries_that_nobody_trusted_has_signed_are_misses() -> larder::Result<(
         assert_has_it(&there, &signing, kind);
 
         // Without the manifest nobody has signed anything.
-        let mut state = server.state();
-        state.blobs.retain(|_, bytes| !bytes.starts_with(b"larder-m"));
-        drop(state);
+        server.state().blobs.retain(|_, bytes| !bytes.starts_with(b"larder-m"));
         assert!(!pull(&trusting().cache, &server.url()).await?, "{kind}");
     }
     Ok(())

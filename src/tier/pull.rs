@@ -9,7 +9,8 @@
 //!    before anything large is asked for. Without a manifest one is made of it;
 //! 4. ask for every blob that is still needed, and count on none that is missing (a server may forget a
 //!    blob and keep the result);
-//! 5. receive the entry (`engine/receive.rs`): the blobs that the store lacks are fetched and verified.
+//! 5. receive the entry (`engine/receive.rs`): the blobs that the store lacks are fetched and verified, and
+//!    asked for meanwhile.
 //!
 //! A result without a manifest of ours, on a server that names blobs by SHA-256, does not say their
 //! BLAKE3: its blobs are fetched to a scratch file first, and received from there.
@@ -30,10 +31,12 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::runtime::Handle;
+use tokio::task::AbortHandle;
 
-/// So many bytes are fetched without asking first whether all are there: an answer takes as long.
+/// So many bytes are fetched without asking whether all are there: an answer takes as long.
 const UNASKED_BYTES_MAX: u64 = 1 << 20;
 
 /// How many blobs are taken at once.
@@ -335,7 +338,7 @@ impl Read for Part<'_> {
 
 /// Gives the store what it lacks.
 struct Source<'a> {
-    inner: &'a Inner,
+    inner: &'a Arc<Inner>,
     runtime: Handle,
     supply: Supply,
     /// Whether a blob was left to somebody else who fetches it, too.
@@ -345,6 +348,23 @@ struct Source<'a> {
 impl Source<'_> {
     fn take_left(&self) -> bool {
         std::mem::take(&mut *self.was_left.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Asks, while blobs arrive, whether all are there: of an entry that cannot be had whole, little is
+    /// fetched then. Sets the flag if one is not.
+    fn search(&self, names: &[RemoteDigest], is_over: &Arc<AtomicBool>) -> Option<AbortHandle> {
+        let bytes = names.iter().fold(0_u64, |sum, name| sum.saturating_add(name.size_bytes));
+        if bytes <= UNASKED_BYTES_MAX {
+            return None;
+        }
+        let (inner, is_over) = (Arc::clone(self.inner), Arc::clone(is_over));
+        let names = names.to_vec();
+        let search = self.runtime.spawn(async move {
+            if inner.client.find_missing(&names).await.is_ok_and(|missing| !missing.is_empty()) {
+                is_over.store(true, Ordering::Relaxed);
+            }
+        });
+        Some(search.abort_handle())
     }
 
     fn name_of(&self, blob: &BlobRef) -> Result<RemoteDigest> {
@@ -360,14 +380,14 @@ impl Source<'_> {
 fn take(
     downloads: &Downloads,
     blobs: &HashMap<RemoteDigest, BlobRef>,
+    is_over: &AtomicBool,
     intake: &Intake<'_>,
 ) -> Result<()> {
     let failed: Mutex<Option<Error>> = Mutex::new(None);
     let fail = |error: Error| {
         failed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+        is_over.store(true, Ordering::Relaxed);
     };
-    let is_over =
-        || intake.is_cancelled() || failed.lock().unwrap_or_else(PoisonError::into_inner).is_some();
     let take_one = |digest: RemoteDigest, content: Result<BlobReader, RemoteError>| {
         let Some(blob) = blobs.get(&digest) else { return Ok(()) };
         intake.take(blob, &mut content?).map_err(|error| match error {
@@ -383,7 +403,7 @@ fn take(
         for _ in 0..TAKERS.min(blobs.len()) {
             scope.spawn(|| {
                 while let Some(arrival) = downloads.next() {
-                    if is_over() {
+                    if is_over.load(Ordering::Relaxed) || intake.is_cancelled() {
                         return;
                     }
                     if let Err(error) = take_one(arrival.digest, arrival.content) {
@@ -420,15 +440,18 @@ impl BlobSource for Source<'_> {
         let names: Vec<RemoteDigest> = ours.iter().map(|(name, _)| *name).collect();
         let blobs: HashMap<RemoteDigest, BlobRef> =
             ours.into_iter().map(|(name, blob)| (name, *blob)).collect();
-        let bytes = names.iter().fold(0_u64, |sum, name| sum.saturating_add(name.size_bytes));
-        if bytes > UNASKED_BYTES_MAX {
-            let absent = self.runtime.block_on(self.inner.client.find_missing(&names))?;
-            if let Some(blob) = absent.first().and_then(|name| blobs.get(name)) {
-                return Err(Error::NoBlob { digest: blob.digest });
-            }
+        let is_over = Arc::new(AtomicBool::new(false));
+        let search = self.search(&names, &is_over);
+        let taken = self
+            .runtime
+            .block_on(self.inner.client.download(&names))
+            .map_err(Error::from)
+            .and_then(|downloads| take(&downloads, &blobs, &is_over, intake));
+        if let Some(search) = search {
+            // What it has not found by now, the download has.
+            search.abort();
         }
-        let downloads = self.runtime.block_on(self.inner.client.download(&names))?;
-        take(&downloads, &blobs, intake)?;
+        taken?;
         drop(claim);
         for (_, blob) in others {
             while !self.inner.arriving.wait(&blob.digest) {
