@@ -1,7 +1,7 @@
 //! Servers and a client that are not ours: what we store another client reads, and the other way round.
 //!
 //! `LARDER_TEST_SERVERS` names servers, as `name=URL,name=URL`, and `LARDER_TEST_PYTHON` a Python that has
-//! what tests/remote/second_client.py needs: `scripts/servers.sh` starts and prints them. Without them
+//! what `tests/remote/second_client.py` needs: `scripts/servers.sh` starts and prints them. Without them
 //! these tests say that they are skipped; with `LARDER_TEST_REQUIRE=1` they fail.
 
 #![cfg(feature = "remote")]
@@ -27,6 +27,7 @@ struct Server {
     python: PathBuf,
 }
 
+#[expect(clippy::print_stderr, reason = "a test that skips itself says so")]
 fn servers() -> Vec<Server> {
     let (servers, python) =
         (std::env::var("LARDER_TEST_SERVERS"), std::env::var("LARDER_TEST_PYTHON"));
@@ -45,15 +46,15 @@ fn servers() -> Vec<Server> {
     servers.split(',').map(parse).collect()
 }
 
+/// A key that nobody has used.
+fn fresh(word: &str) -> String {
+    format!("{word} {} {:?}", std::process::id(), std::time::SystemTime::now())
+}
+
 impl Server {
     fn options(&self) -> RemoteOptions {
         let options = RemoteOptions::new(&self.url).expect("a URL");
         options.with_access(RemoteAccess::ReadWrite)
-    }
-
-    /// A key that nobody has used on this server.
-    fn key(&self, word: &str) -> String {
-        format!("{word} {} {:?}", std::process::id(), std::time::SystemTime::now())
     }
 
     fn second_client(&self, arguments: &[&str]) -> serde_json::Value {
@@ -117,7 +118,7 @@ fn another_client_reads_what_we_store() {
         let declared = ["out", "report.xml", "latest"].map(OutputDeclaration::new);
         let entry = CacheEntry::capture(&root, &declared).expect("all there").with_result(0, 1234);
         let entry = entry.with_stdout("out\n").with_stderr(noise(2, 70_000));
-        let key = server.key("ours");
+        let key = fresh("ours");
         lab.cache.store(&task(&key), &entry, &Cancel::new()).expect("stored");
         let runtime = tokio::runtime::Runtime::new().expect("a runtime");
         let tier = RemoteTier::new(lab.cache.clone(), server.options());
@@ -145,7 +146,7 @@ fn we_restore_what_another_client_stores() {
                 _ => {}
             }
             let lab = Lab::new();
-            let (sample, key) = (lab.path("sample"), server.key(like));
+            let (sample, key) = (lab.path("sample"), fresh(like));
             server.second_client(&["sample", text(&sample)]);
             let name = task(&key).to_string();
             server.second_client(&["write", &server.url, &name, text(&sample), "--like", like]);
@@ -190,7 +191,6 @@ fn we_restore_what_another_client_stores() {
 async fn both_backends_conform_on_servers_of_others() {
     for server in servers() {
         for is_tiered in [false, true] {
-            println!("{}, tiered: {is_tiered}", server.name);
             let (lab, scratch) = (Lab::new(), tempfile::tempdir().expect("a folder"));
             // The suite's keys are always the same, and so is the server.
             let name = format!("suite-{}-{is_tiered}", std::process::id());
@@ -219,7 +219,6 @@ async fn conforms_alone(backend: &RemoteBackend, scratch: &Path) {
         Ok(()) => return conformance::all(backend, scratch).await,
         Err(error) => assert!(matches!(error, Error::EntryRefused { .. }), "{error:?}"),
     }
-    println!("it takes no absolute symlinks");
     conformance::policies_are_honoured(backend, scratch).await;
     conformance::keys_are_any_string_of_the_right_length(backend, scratch).await;
     conformance::a_miss_is_a_miss_everywhere(backend, scratch).await;
