@@ -21,7 +21,18 @@ usage() {
 
 [ $# -eq 2 ] || usage
 action=$1
-mkdir -p "$2"
+case $action in
+up)
+    # A new folder, or one of ours: what lies in it is run.
+    [ ! -e "$2" ] || [ -O "$2/larder-servers" ] || { echo "servers: $2 is there already, and not ours" >&2; exit 2; }
+    mkdir -p "$2"
+    chmod 700 "$2"
+    : >"$2/larder-servers"
+    ;;
+down)
+    [ -O "$2/larder-servers" ] || { echo "servers: $2 is no folder of servers" >&2; exit 2; }
+    ;;
+esac
 place=$(cd "$2" && pwd)
 
 skip() {

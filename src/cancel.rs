@@ -54,6 +54,12 @@ impl Cancel {
         self.0.steps.load(Ordering::Relaxed)
     }
 
+    /// As [`Cancel::check`], where no file is begun.
+    #[cfg(feature = "remote")]
+    pub(crate) fn check_only(&self) -> Result<()> {
+        if self.is_cancelled() { Err(Error::Cancelled) } else { Ok(()) }
+    }
+
     pub(crate) fn check(&self) -> Result<()> {
         self.0.steps.fetch_add(1, Ordering::Relaxed);
         if let Some(whole) = &self.0.whole {

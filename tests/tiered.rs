@@ -544,6 +544,56 @@ async fn an_outage_is_told_once_and_costs_little() -> larder::Result<()> {
 }
 
 #[tokio::test]
+async fn what_cannot_be_sent_holds_up_nothing_else() -> larder::Result<()> {
+    let (server, another) = (FakeServer::start(), FakeServer::start());
+    let lab = Lab::new();
+    build(&lab.workspace());
+    let tier = tier(&lab.cache, &server.url());
+    let bad = b"this one the server does not take".repeat(200_000);
+    for key in ["first", "bad", "last"] {
+        let bytes = if key == "bad" { bad.clone() } else { noise(9, 5 << 20) };
+        let entry = CacheEntry::new(0, 1).with_stdout(bytes);
+        lab.cache.store(&task(key), &entry, &Cancel::new())?;
+        tier.queue(&task(key))?;
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    tier.queue(&task("not there"))?;
+    let other = RemoteTier::new(lab.cache.clone(), options(&another.url()));
+    assert_eq!((tier.waiting()?, other.waiting()?), (4, 0), "each server has its own queue");
+    assert_eq!(other.drain(SILENCE, &Cancel::new()).await?, larder::Drained::default());
+    // The whole of it is refused, for what it is.
+    server.claim(|cache| cache.max_cas_blob_size_bytes = 6 << 20);
+    let drained = tier.drain(SILENCE * 10, &Cancel::new()).await?;
+    assert_eq!((drained.sent, drained.dropped, drained.waiting), (2, 2, 0), "{drained:?}");
+
+    // What is refused for what it is waits; the others are sent.
+    let picky = FakeServer::start();
+    let tier = RemoteTier::new(lab.cache.clone(), options(&picky.url()));
+    let bytes = noise(10, 100_000);
+    let name = another.put(&bytes).hash;
+    let refusals = vec![reapi_server::blob_status(Code::InvalidArgument); 20];
+    picky.behave(|behaviour| {
+        behaviour.blob_failures.insert(name, refusals.into());
+        behaviour.always.insert(Method::Write, Status::invalid_argument("not like this"));
+    });
+    for (key, stdout) in [("refused", &bytes[..]), ("small", b"few")] {
+        let entry = CacheEntry::new(0, 1).with_stdout(stdout);
+        lab.cache.store(&task(key), &entry, &Cancel::new())?;
+        tier.queue(&task(key))?;
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(tier.drain(SILENCE * 10, &Cancel::new()).await.is_err(), "it is told");
+    assert_eq!((tier.waiting()?, picky.state().actions.len()), (1, 1));
+    picky.behave(|behaviour| {
+        behaviour.blob_failures.clear();
+        behaviour.always.clear();
+    });
+    let drained = tier.drain(SILENCE * 10, &Cancel::new()).await?;
+    assert_eq!((drained.sent, drained.waiting), (1, 0));
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_server_that_is_only_read_is_never_written_to() -> larder::Result<()> {
     let server = FakeServer::start();
     let lab = Lab::new();

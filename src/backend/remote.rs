@@ -48,6 +48,8 @@ impl RemoteBackend {
             if self.tier.pull(&key, &Cancel::new()).await?.is_some() {
                 return Ok(true);
             }
+            // What lies here from before is no answer of the server's.
+            self.landing.cache().remove(&key)?;
         }
         Ok(false)
     }

@@ -5,7 +5,8 @@
 //! here, waits in the store for its upload, and is sent in the background, or by whoever comes next.
 //!
 //! Invariant: nothing that concerns the server alone makes an operation fail. It is as if there were only
-//! the store; [`RemoteTier::take_outage`] says why, once.
+//! the store; of an outage, [`RemoteTier::take_outage`] says why, once, and what else is wrong
+//! [`RemoteTier::status`] says who asks.
 
 use super::{
     BackendResult, CacheBackend, CacheLookupResult, CachePolicy, ExactLogs, IRTask, LocalBackend,
@@ -20,7 +21,8 @@ use crate::tier::{Drained, RemoteTier};
 use async_trait::async_trait;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 use tokio::sync::Mutex;
 
 /// A store with a server behind it. Cheap to clone.
@@ -45,6 +47,8 @@ pub struct TieredBackend {
     tier: RemoteTier,
     /// One drain at a time in this process.
     draining: Arc<Mutex<()>>,
+    /// Whether something was queued that no drain has looked for.
+    has_more: Arc<AtomicBool>,
 }
 
 /// How long the background goes on sending; then the next store begins anew.
@@ -54,7 +58,7 @@ impl TieredBackend {
     /// Puts a server behind a store. Connects to nothing yet.
     pub fn new(local: LocalBackend, options: RemoteOptions) -> TieredBackend {
         let tier = RemoteTier::new(local.cache().clone(), options);
-        TieredBackend { local, tier, draining: Arc::default() }
+        TieredBackend { local, tier, draining: Arc::default(), has_more: Arc::default() }
     }
 
     /// The server.
@@ -76,22 +80,29 @@ impl TieredBackend {
         if !self.tier.may_push() {
             return Ok(Drained::default());
         }
-        // Dropped, it leaves what it was sending to us.
+        let begun = Instant::now();
         let limit = self.tier.upload_wait_max();
-        let flushed = async {
-            let _turn = self.draining.lock().await;
-            self.tier.drain(limit, &Cancel::new()).await
-        };
-        tokio::time::timeout(limit, flushed).await.unwrap_or(Ok(Drained::default()))
+        let turn = tokio::time::timeout(limit, self.draining.lock()).await;
+        // Somebody else is still at it: then this only says what waits.
+        let left =
+            if turn.is_ok() { limit.saturating_sub(begun.elapsed()) } else { Duration::ZERO };
+        self.tier.drain(left, &Cancel::new()).await
     }
 
     /// Sends what waits, unless somebody in this process does.
     fn drain_in_background(&self) {
         let (tier, draining) = (self.tier.clone(), Arc::clone(&self.draining));
+        let has_more = Arc::clone(&self.has_more);
+        has_more.store(true, Ordering::Release);
         drop(tokio::spawn(async move {
-            let Ok(_turn) = draining.try_lock() else { return };
-            // An outage is told by the tier, and what is left waits.
-            let _ = tier.drain(DRAIN_MAX, &Cancel::new()).await;
+            // Who comes while another drains has said so, and that one looks again.
+            while has_more.load(Ordering::Acquire) {
+                let Ok(_turn) = draining.try_lock() else { return };
+                while has_more.swap(false, Ordering::AcqRel) {
+                    // An outage is told by the tier, and what is left waits.
+                    let _ = tier.drain(DRAIN_MAX, &Cancel::new()).await;
+                }
+            }
         }));
     }
 
@@ -137,10 +148,9 @@ impl CacheBackend for TieredBackend {
     ) -> BackendResult<()> {
         self.local.store(task, digest, entry, policy).await?;
         if policy.allows_write() && self.tier.may_push() {
-            let (cache, key) =
-                (self.local.cache().clone(), self.local.namespaces().to_write(digest)?);
+            let (tier, key) = (self.tier.clone(), self.local.namespaces().to_write(digest)?);
             // Stored all the same if that cannot be noted.
-            let queued = tokio::task::spawn_blocking(move || cache.queue_upload(&key)).await;
+            let queued = tokio::task::spawn_blocking(move || tier.queue(&key)).await;
             if matches!(queued, Ok(Ok(()))) {
                 self.drain_in_background();
             }

@@ -18,7 +18,8 @@ use tokio::runtime::Runtime;
 /// A store's server.
 pub(super) struct Server {
     tier: RemoteTier,
-    runtime: Runtime,
+    /// Always there, but while this is dropped.
+    runtime: Option<Runtime>,
     has_warned: Cell<bool>,
 }
 
@@ -30,7 +31,7 @@ impl Server {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let runtime = runtime.map_err(|error| no_runtime(&error))?;
         let tier = RemoteTier::new(cache.clone(), options);
-        Ok(Some(Server { tier, runtime, has_warned: Cell::new(false) }))
+        Ok(Some(Server { tier, runtime: Some(runtime), has_warned: Cell::new(false) }))
     }
 
     /// As [`Server::of`], for those who can do without: what is wrong is a warning.
@@ -48,7 +49,7 @@ impl Server {
     /// Brings the first of these entries that the server has into the store; false if it has none.
     pub(super) fn pull(&self, tasks: &[TaskDigest], cancel: &Cancel, printer: &Printer) -> bool {
         for task in tasks {
-            match self.runtime.block_on(self.tier.pull(task, cancel)) {
+            match self.wait_for(self.tier.pull(task, cancel)) {
                 Ok(Some(_)) => return true,
                 Ok(None) => {}
                 Err(error) => {
@@ -76,7 +77,11 @@ impl Server {
     }
 
     fn drain(&self, limit: Duration, cancel: &Cancel) -> larder::Result<Drained> {
-        self.runtime.block_on(self.tier.drain(limit, cancel))
+        self.wait_for(self.tier.drain(limit, cancel))
+    }
+
+    fn wait_for<T>(&self, work: impl Future<Output = T>) -> T {
+        self.runtime.as_ref().expect("it is not being dropped").block_on(work)
     }
 
     fn warn(&self, error: &Error, printer: &Printer) {
@@ -85,6 +90,15 @@ impl Server {
         }
         let reason = self.tier.take_outage().map_or_else(|| chain(error), |outage| chain(&outage));
         printer.warn(&format!("going on without the remote server: {reason}"));
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // A blob that is being hashed, or a name that is being looked up, holds nobody up.
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
     }
 }
 
@@ -123,7 +137,7 @@ pub(super) fn main(global: &Global, args: &Remote, printer: &Printer) -> Result<
     let Remote::Status = args;
     let (server, _) = open(global)?;
     let waiting = server.tier.waiting()?;
-    let status = server.runtime.block_on(server.tier.status()).map_err(Error::from)?;
+    let status = server.wait_for(server.tier.status()).map_err(Error::from)?;
     let yes = |is_so: bool| if is_so { "yes" } else { "no" };
     printer.result(
         || {

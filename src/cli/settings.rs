@@ -152,10 +152,15 @@ impl Settings {
         let namespaces = Settings::namespaces(global, &file)?;
         let remote = choose(global.remote.clone(), "LARDER_REMOTE", file.remote.url.as_deref())?;
         let is_remote_of_workspace = global.remote.is_none() && variable("LARDER_REMOTE").is_none();
+        let mut file = file;
+        if is_remote_of_workspace {
+            file.remote.ca_file = file.remote.ca_file.map(|path| workspace.join(path));
+        } else {
+            // Who names the server says also whom to believe that it is it, and what may be done there.
+            (file.remote.ca_file, file.remote.access) = (None, None);
+        }
         let remote_access =
             choose(global.remote_access, "LARDER_REMOTE_ACCESS", file.remote.access.as_deref())?;
-        let mut file = file;
-        file.remote.ca_file = file.remote.ca_file.map(|path| workspace.join(path));
         Ok(Settings {
             store,
             of_store,

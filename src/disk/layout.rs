@@ -119,7 +119,7 @@ pub(crate) fn is_ours(name: &str) -> bool {
 /// name yet. Such ones live for milliseconds; one that is older was left by a process that died.
 pub(crate) fn is_replacement(name: &str) -> bool {
     let suffix = |file: &str| name.strip_prefix(file).and_then(|rest| rest.strip_prefix('.'));
-    FILES.into_iter().chain(FOLDERS).filter_map(suffix).any(is_random)
+    FILES.into_iter().chain(FOLDERS).chain([UPLOADS]).filter_map(suffix).any(is_random)
 }
 
 fn is_random(suffix: &str) -> bool {

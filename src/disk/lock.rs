@@ -43,6 +43,12 @@ impl Lock {
         Ok(Lock::try_or_return(file, mode)?.ok())
     }
 
+    /// The file that is locked.
+    #[cfg(feature = "remote")]
+    pub(crate) fn file(&self) -> &File {
+        &self.file
+    }
+
     /// A handle that keeps the lock if this process dies; not if the lock is dropped.
     pub(crate) fn share(&self) -> io::Result<OwnedFd> {
         self.file.try_clone().map(OwnedFd::from)

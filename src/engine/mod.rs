@@ -64,6 +64,9 @@ mod walk;
 #[cfg(any(fuzzing, larder_rigs))]
 pub(crate) use {ghosts::ghost_decodes, references::count_references};
 
+#[cfg(feature = "remote")]
+pub(crate) use uploads::Goal;
+
 pub use clean::remove_outputs;
 pub use destroy::destroy;
 pub use entries::Hit;

@@ -12,6 +12,8 @@ use crate::error::{Error, Result};
 use crate::key::TaskDigest;
 use std::fmt;
 use std::fs::File;
+#[cfg(feature = "remote")]
+use std::io::Seek;
 use std::io::{self, Read};
 use std::sync::Arc;
 
@@ -81,6 +83,13 @@ impl BlobReader {
     /// As for reading.
     pub fn skip(&mut self, bytes: u64) -> io::Result<()> {
         io::copy(&mut self.by_ref().take(bytes), &mut io::sink()).map(drop)
+    }
+
+    /// The bytes from this offset on, unchecked: for who knows their digest, and has it checked.
+    #[cfg(feature = "remote")]
+    pub(crate) fn unchecked_from(mut self, offset_bytes: u64) -> io::Result<File> {
+        self.file.seek(io::SeekFrom::Start(offset_bytes))?;
+        Ok(self.file)
     }
 
     /// The file, and how it looked when it was opened.

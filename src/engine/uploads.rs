@@ -1,28 +1,34 @@
 //! Uploads: entries that are still to be sent elsewhere, and who sends one just now.
 //!
-//! Each is an empty file in `uploads/`, named by the task. It is made after the entry was committed and
-//! removed after that was sent, so it survives the process that stored the entry, and whoever comes
-//! next sends it. A file that is lost costs an upload, one that is too many is an entry that is sent
-//! twice, or of which nothing is left to send; neither harms.
+//! Each is a file in `uploads/`, named by where it goes and the task; it holds a word that is another
+//! each time the entry is queued. It is made after the entry
+//! was committed and removed after that was sent, so it survives the process that stored the entry, and
+//! whoever comes next sends it. A file that is lost costs an upload, one that is too many is an entry that
+//! is sent twice, or of which nothing is left to send; neither harms.
 //!
 //! Whoever sends an entry has its file locked meanwhile. The kernel releases the lock however the sender
-//! ends, and the file is still there.
+//! ends, and the file is still there. To take one sets its time, so that it goes to the end of the queue:
+//! an entry that cannot be sent, or not in the time that there is, holds up no other.
 //!
-//! Beside them lies, for each server and set of outputs, which entry was sent last (`base-<64 hex>`): the
+//! Beside them lies, for each place and set of outputs, which entry was sent last (`base-<64 hex>`): the
 //! next one can be sent as what differs from it. That can be lost, too.
 //!
 //! Left to others: what an entry is made of (`offer`), and where it goes (`tier`).
 
 use super::Cache;
 use crate::digest::Digest;
-use crate::disk::{self, Dir, FileKind, Lock, LockMode, Timestamp, layout};
+use crate::disk::{self, Dir, FileKind, Lock, LockMode, layout};
 use crate::error::{Context, Result};
 use crate::key::TaskDigest;
 use crate::options::Durability;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Write};
+use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
+
+/// Where entries go; any short hash of it.
+pub(crate) type Goal = [u8; 8];
 
 /// The right to send one entry, as long as this lives. Dropped, the entry waits again.
 #[derive(Debug)]
@@ -31,9 +37,9 @@ pub(crate) struct Upload {
     folder: Dir,
     name: OsString,
     path: PathBuf,
-    /// When it was queued.
-    since: Timestamp,
-    _lock: Lock,
+    /// What the file held when it was taken.
+    word: Vec<u8>,
+    lock: Lock,
 }
 
 impl Upload {
@@ -43,11 +49,13 @@ impl Upload {
     /// # Errors
     /// If that cannot be noted; then the entry is sent once more.
     pub(crate) fn done(self) -> Result<()> {
-        let found = self.folder.stat(&self.name).context("look at", || &self.path)?;
-        if found.is_none_or(|found| found.modified != self.since) {
-            return Ok(());
+        let at = || &self.path;
+        self.folder.unlink(&self.name).context("remove", at)?;
+        // Whoever queues it from now on makes a file of that name anew.
+        if read_word(self.lock.file()).context("read", at)? != self.word {
+            self.folder.open_or_create(&self.name, 0o600).context("make", at)?;
         }
-        self.folder.unlink(&self.name).map(drop).context("remove", || &self.path)
+        Ok(())
     }
 }
 
@@ -104,31 +112,39 @@ impl Cache {
         }
     }
 
-    /// Notes that the entry of `task` is to be sent elsewhere. As durable as the store. Blocking, briefly.
+    /// Notes that the entry of `task` is to be sent to a goal. As durable as the store. Blocking, briefly.
     ///
     /// # Errors
     /// If it cannot be noted; [`crate::Error::StoreRefused`] in a store that may only be read.
-    pub(crate) fn queue_upload(&self, task: &TaskDigest) -> Result<()> {
+    pub(crate) fn queue_upload(&self, goal: &Goal, task: &TaskDigest) -> Result<()> {
+        /// So often who sends it must be done with it just now.
+        const ROUNDS_MAX: usize = 100;
         self.check_may_write()?;
         let path = || self.inner.path.join(layout::UPLOADS);
-        let root = &self.inner.root;
         let folder = self.uploads().context("open", path)?;
-        let name = OsString::from(task.to_string());
-        let made = folder.open_or_create(&name, 0o600);
-        // Whoever sends what was there before sees that there is something new.
-        made.and_then(|(file, _)| disk::set_modified(&file, disk::now()))
-            .context("make", || path().join(&name))?;
+        let name = upload_name(goal, task);
+        for _ in 0..ROUNDS_MAX {
+            let (file, _) = folder.open_or_create(&name, 0o600).context("make", path)?;
+            // Whoever sends what was there before sees that there is something new.
+            let word = disk::random_name().context("make", path)?;
+            file.write_all_at(word.as_bytes(), 0).context("write", path)?;
+            let inode = disk::stat_file(&file).context("look at", path)?.inode;
+            let found = folder.stat(&name).context("look at", path)?;
+            if found.is_some_and(|found| found.inode == inode) {
+                break;
+            }
+        }
         if self.inner.options.durability == Durability::Durable {
-            folder.sync().and_then(|()| root.sync()).context("sync", path)?;
+            folder.sync().and_then(|()| self.inner.root.sync()).context("sync", path)?;
         }
         Ok(())
     }
 
-    /// The entries that are to be sent elsewhere, the one that waits longest first. Blocking.
+    /// The entries that are to be sent to a goal, the one that waits longest first. Blocking.
     ///
     /// # Errors
     /// If they cannot be listed.
-    pub(crate) fn waiting_uploads(&self) -> Result<Vec<TaskDigest>> {
+    pub(crate) fn waiting_uploads(&self, goal: &Goal) -> Result<Vec<TaskDigest>> {
         let path = || self.inner.path.join(layout::UPLOADS);
         let folder = match self.inner.root.open_child(layout::UPLOADS.as_ref()) {
             Err(error) if disk::is_absent(&error) => return Ok(Vec::new()),
@@ -136,10 +152,7 @@ impl Cache {
         };
         let mut waiting = Vec::new();
         for (name, _) in folder.entries().context("list", path)? {
-            let digest = name.to_str().and_then(|name| name.parse::<Digest>().ok());
-            let Some(task) = digest.map(|digest| TaskDigest::from_bytes(*digest.as_bytes())) else {
-                continue;
-            };
+            let Some(task) = task_of(goal, &name) else { continue };
             if let Some(stat) = folder.stat(&name).context("look at", || path().join(&name))?
                 && stat.kind == FileKind::Regular
             {
@@ -151,18 +164,18 @@ impl Cache {
     }
 
     /// Takes the right to send an entry that waits; `None` if it does not wait any more, or somebody
-    /// else sends it. Blocking, briefly.
+    /// else sends it. It is the last in the queue from now on. Blocking, briefly.
     ///
     /// # Errors
     /// If the note of it cannot be opened or locked.
-    pub(crate) fn take_upload(&self, task: &TaskDigest) -> Result<Option<Upload>> {
+    pub(crate) fn take_upload(&self, goal: &Goal, task: &TaskDigest) -> Result<Option<Upload>> {
         let folder = match self.inner.root.open_child(layout::UPLOADS.as_ref()) {
             Err(error) if disk::is_absent(&error) => return Ok(None),
             opened => opened.context("open", || self.inner.path.join(layout::UPLOADS))?,
         };
-        let name = OsString::from(task.to_string());
+        let name = upload_name(goal, task);
         let path = self.inner.path.join(layout::UPLOADS).join(&name);
-        let (file, stat) = match folder.open_regular(&name) {
+        let (file, stat) = match folder.open_for_update(&name) {
             Err(error) if disk::is_absent(&error) => return Ok(None),
             opened => opened.context("open", || &path)?,
         };
@@ -173,11 +186,31 @@ impl Cache {
         if found.is_none_or(|found| found.inode != stat.inode) {
             return Ok(None);
         }
-        Ok(Some(Upload { folder, name, path, since: stat.modified, _lock: lock }))
+        let word = read_word(lock.file()).context("read", || &path)?;
+        disk::touch(lock.file()).context("set the time of", || &path)?;
+        Ok(Some(Upload { folder, name, path, word, lock }))
     }
 }
 
 const BASE_PREFIX: &str = "base";
+
+fn read_word(file: &File) -> io::Result<Vec<u8>> {
+    let mut word = vec![0; 16];
+    let length = file.read_at(&mut word, 0)?;
+    word.truncate(length);
+    Ok(word)
+}
+
+fn upload_name(goal: &Goal, task: &TaskDigest) -> OsString {
+    OsString::from(format!("{:016x}-{task}", u64::from_be_bytes(*goal)))
+}
+
+fn task_of(goal: &Goal, name: &OsStr) -> Option<TaskDigest> {
+    let (place, task) = name.to_str()?.split_once('-')?;
+    let digest: Digest = task.parse().ok()?;
+    let is_there = place == format!("{:016x}", u64::from_be_bytes(*goal));
+    is_there.then(|| TaskDigest::from_bytes(*digest.as_bytes()))
+}
 
 fn base_name(place: &[u8; 32]) -> OsString {
     OsString::from(format!("{BASE_PREFIX}-{}", Digest::from_bytes(*place)))
@@ -189,6 +222,8 @@ mod tests {
     use crate::options::CacheOptions;
     use std::thread::sleep;
     use std::time::Duration;
+
+    const GOAL: Goal = *b"a server";
 
     fn task(key: &str) -> TaskDigest {
         TaskDigest::derive("", key).expect("a short key")
@@ -202,18 +237,25 @@ mod tests {
     fn what_is_queued_waits_across_processes_until_it_was_sent() -> Result<()> {
         let folder = tempfile::tempdir().expect("a folder");
         let cache = open(&folder);
-        assert!(cache.waiting_uploads()?.is_empty() && cache.take_upload(&task("a"))?.is_none());
-        cache.queue_upload(&task("b"))?;
+        assert!(
+            cache.waiting_uploads(&GOAL)?.is_empty()
+                && cache.take_upload(&GOAL, &task("a"))?.is_none()
+        );
+        cache.queue_upload(&GOAL, &task("b"))?;
         sleep(Duration::from_millis(20));
-        cache.queue_upload(&task("a"))?;
+        cache.queue_upload(&GOAL, &task("a"))?;
         drop(cache);
         let cache = open(&folder);
-        assert_eq!(cache.waiting_uploads()?, [task("b"), task("a")], "the oldest first");
-        let upload = cache.take_upload(&task("b"))?.expect("nobody else has it");
-        assert!(open(&folder).take_upload(&task("b"))?.is_none(), "one sender at a time");
+        assert_eq!(cache.waiting_uploads(&GOAL)?, [task("b"), task("a")], "the oldest first");
+        assert!(cache.waiting_uploads(b"another.")?.is_empty(), "each server has its own");
+        assert!(cache.take_upload(b"another.", &task("b"))?.is_none());
+        sleep(Duration::from_millis(20));
+        let upload = cache.take_upload(&GOAL, &task("b"))?.expect("nobody else has it");
+        assert_eq!(cache.waiting_uploads(&GOAL)?, [task("a"), task("b")], "the last from now on");
+        assert!(open(&folder).take_upload(&GOAL, &task("b"))?.is_none(), "one sender at a time");
         drop(upload);
-        cache.take_upload(&task("b"))?.expect("it waits again").done()?;
-        assert_eq!(cache.waiting_uploads()?, [task("a")]);
+        cache.take_upload(&GOAL, &task("b"))?.expect("it waits again").done()?;
+        assert_eq!(cache.waiting_uploads(&GOAL)?, [task("a")]);
         drop(cache);
         crate::destroy(&folder.path().join("store"))
     }
@@ -222,12 +264,11 @@ mod tests {
     fn what_is_queued_anew_while_it_is_sent_waits_again() -> Result<()> {
         let folder = tempfile::tempdir().expect("a folder");
         let cache = open(&folder);
-        cache.queue_upload(&task("a"))?;
-        let upload = cache.take_upload(&task("a"))?.expect("nobody else has it");
-        sleep(Duration::from_millis(20));
-        cache.queue_upload(&task("a"))?;
+        cache.queue_upload(&GOAL, &task("a"))?;
+        let upload = cache.take_upload(&GOAL, &task("a"))?.expect("nobody else has it");
+        cache.queue_upload(&GOAL, &task("a"))?;
         upload.done()?;
-        assert_eq!(cache.waiting_uploads()?, [task("a")]);
+        assert_eq!(cache.waiting_uploads(&GOAL)?, [task("a")]);
         Ok(())
     }
 
@@ -241,7 +282,7 @@ mod tests {
         cache.note_base(&there, &task("b"))?;
         cache.note_base(&here, &task("c"))?;
         assert_eq!((cache.base(&here), cache.base(&there)), (Some(task("c")), Some(task("b"))));
-        assert!(cache.waiting_uploads()?.is_empty(), "these do not wait");
+        assert!(cache.waiting_uploads(&GOAL)?.is_empty(), "these do not wait");
         for damage in ["", "x", &"x".repeat(64), &"x".repeat(65)] {
             let name = folder.path().join("store/uploads").join(base_name(&here));
             std::fs::write(name, damage).expect("written");
@@ -254,12 +295,13 @@ mod tests {
     fn names_that_are_no_task_are_passed_over() -> Result<()> {
         let folder = tempfile::tempdir().expect("a folder");
         let cache = open(&folder);
-        cache.queue_upload(&task("a"))?;
+        cache.queue_upload(&GOAL, &task("a"))?;
         let uploads = folder.path().join("store/uploads");
         std::fs::write(uploads.join("README"), "?").expect("written");
-        std::fs::create_dir(uploads.join(task("folder").to_string())).expect("made");
-        assert_eq!(cache.waiting_uploads()?, [task("a")]);
-        assert!(cache.take_upload(&task("folder")).is_err());
+        std::fs::create_dir(uploads.join(upload_name(&GOAL, &task("folder")))).expect("made");
+        std::fs::write(uploads.join(task("b").to_string()), "").expect("written");
+        assert_eq!(cache.waiting_uploads(&GOAL)?, [task("a")]);
+        assert!(cache.take_upload(&GOAL, &task("folder")).is_err());
         Ok(())
     }
 }

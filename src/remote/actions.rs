@@ -13,9 +13,11 @@ use prost::Message;
 use reapi::action_cache_client::ActionCacheClient;
 use tonic::Code;
 
-/// The largest result that is read. Larger than what can be written, since servers take more from
-/// others.
-const RESULT_BYTES_MAX: usize = 16 << 20;
+/// The largest result that is read: what gRPC takes unless it is told otherwise, so that no client could
+/// have written a larger one.
+const RESULT_BYTES_MAX: usize = 4 << 20;
+/// What a usual one has. A larger one is waited for as long as it gets on.
+const RESULT_BYTES: u64 = 64 << 10;
 
 impl Session {
     /// The result of an action; `None` if the server has none. What it says is as the server sent
@@ -32,7 +34,7 @@ impl Session {
         };
         let answer = self
             .server
-            .unary("look up a result", Purpose::Read, RESULT_BYTES_MAX as u64, |line| {
+            .unary("look up a result", Purpose::Read, RESULT_BYTES, |line| {
                 let mut client = ActionCacheClient::new(line.channel())
                     .max_decoding_message_size(RESULT_BYTES_MAX);
                 let request = line.request(message.clone());

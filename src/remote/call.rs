@@ -215,8 +215,21 @@ impl Trial<'_> {
     /// What the next attempt is made on.
     ///
     /// # Errors
-    /// If certificates or the token cannot be read.
-    pub(super) async fn line(&self) -> Result<Line, RemoteError> {
+    /// If certificates or the token cannot be read. That counts as an outage: what gives the token may take
+    /// its time, and would be asked for each call.
+    pub(super) async fn line(&mut self) -> Result<Line, RemoteError> {
+        let made = self.try_line().await;
+        if let Err(error) = &made
+            && let Some(pass) = self.pass.take()
+            && pass.failed(Instant::now())
+        {
+            let mut outage = self.server.outage.lock().unwrap_or_else(PoisonError::into_inner);
+            *outage = Some(error.clone());
+        }
+        made
+    }
+
+    async fn try_line(&self) -> Result<Line, RemoteError> {
         let mut metadata = MetadataMap::new();
         let token = self.server.credentials.apply(&mut metadata).await?;
         let lane = self.server.lanes.lane().await?;

@@ -51,8 +51,6 @@ pub(crate) struct Chunking {
     pub(crate) seed: u32,
     /// Whether the server puts chunks together when they are uploaded.
     pub(crate) can_splice: bool,
-    /// Whether the server tells of which chunks a blob is made.
-    pub(crate) can_split: bool,
     /// Since version 2.13 lists of chunks are streams; before, they were one message.
     pub(crate) is_streamed: bool,
 }
@@ -126,7 +124,6 @@ fn chunking(cache: &reapi::CacheCapabilities, version: Option<&SemVer>) -> Optio
         average_bytes,
         seed: parameters.seed,
         can_splice: cache.splice_blob_support,
-        can_split: cache.split_blob_support,
         is_streamed: version.is_some_and(|v| (v.major, v.minor) >= (2, 13)),
     })
 }

@@ -200,7 +200,7 @@ impl Client {
             blob_bytes_max: capabilities.blob_bytes_max,
             batch_bytes_max: capabilities.batch_bytes_max,
             has_compression: capabilities.has_zstd,
-            has_chunking: capabilities.chunking.is_some(),
+            has_chunking: capabilities.chunking.is_some_and(|chunking| chunking.can_splice),
             connect_time,
             latency,
         })

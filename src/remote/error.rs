@@ -130,6 +130,20 @@ impl RemoteError {
         error.downcast().ok()
     }
 
+    /// Whether whatever is asked next would fail in the same way: it is about the server, the way to it, or
+    /// who asks, and not about what was asked.
+    pub(crate) fn concerns_everything(&self) -> bool {
+        match self {
+            RemoteError::Unavailable { .. } | RemoteError::Invalid { .. } => true,
+            RemoteError::Refused { source, .. } => {
+                source.is_lasting() || source.code == Code::FailedPrecondition
+            }
+            RemoteError::Absent { .. } | RemoteError::Lied { .. } | RemoteError::Source { .. } => {
+                false
+            }
+        }
+    }
+
     pub(super) fn invalid(reason: impl Into<String>) -> RemoteError {
         RemoteError::Invalid { reason: reason.into(), source: None }
     }

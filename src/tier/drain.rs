@@ -1,8 +1,10 @@
 //! Drain: sending what waits in the store, as long as there is time.
 
-use super::{RemoteTier, block};
+use super::{RemoteTier, block, unless_cancelled};
 use crate::cancel::Cancel;
 use crate::error::{Error, Result};
+use crate::key::TaskDigest;
+use crate::remote::RemoteError;
 use std::time::Duration;
 
 /// What became of the entries that waited.
@@ -15,37 +17,38 @@ pub struct Drained {
     pub blobs: u64,
     /// Bytes that were sent for them.
     pub sent_bytes: u64,
-    /// Entries that were gone, or that no server could hold.
+    /// Entries that were gone or damaged, or that the server cannot hold.
     pub dropped: u64,
-    /// Entries that still wait, or that others send.
+    /// Entries that still wait for this server, or that others send.
     pub waiting: u64,
 }
 
 impl RemoteTier {
-    /// Sends the entries that wait, the oldest first, until `limit` is over. What is not sent by then
-    /// waits for whoever comes next. Entries that another process sends just now are left to it.
+    /// Sends the entries that wait for this server, each once, those that were tried last at the end, until
+    /// `limit` is over. What is not sent by then waits for whoever comes next, and so does what could not be
+    /// sent; of another entry's failure none is held up. Entries that another process sends just now are
+    /// left to it. If the future is dropped, the entry at hand waits again.
     ///
     /// # Errors
-    /// The first one that says that the server cannot be used now; what waits, waits on.
+    /// The first one, when all were tried; at once, if it says that the server cannot be used now.
     pub async fn drain(&self, limit: Duration, cancel: &Cancel) -> Result<Drained> {
         let mut drained = Drained::default();
-        let ended = tokio::time::timeout(limit, self.drain_all(&mut drained, cancel))
-            .await
-            .unwrap_or(Ok(()));
-        let cache = self.cache().clone();
-        let waiting = block(cancel, move |_| cache.waiting_uploads()).await?;
-        drained.waiting = waiting.len() as u64;
+        let sent = unless_cancelled(cancel, Box::pin(self.drain_all(&mut drained, cancel)));
+        let ended = tokio::time::timeout(limit, sent).await.unwrap_or(Ok(()));
+        drained.waiting = self.listed(&Cancel::new()).await?.len() as u64;
         ended.map(|()| drained)
     }
 
     async fn drain_all(&self, drained: &mut Drained, cancel: &Cancel) -> Result<()> {
-        let cache = self.cache().clone();
-        let waiting = block(cancel, move |_| cache.waiting_uploads()).await?;
-        for task in waiting {
-            cancel.check()?;
-            let cache = self.cache().clone();
-            let taken = block(cancel, move |_| cache.take_upload(&task)).await?;
-            let Some(upload) = taken else { continue };
+        let mut first_error = None;
+        for task in self.listed(cancel).await? {
+            cancel.check_only()?;
+            let (cache, goal) = (self.cache().clone(), self.inner.goal);
+            // What cannot be taken is left to somebody who can.
+            let Ok(Some(upload)) = block(cancel, move |_| cache.take_upload(&goal, &task)).await
+            else {
+                continue;
+            };
             match self.push(&task, cancel).await {
                 Ok(Some(pushed)) => {
                     drained.sent += 1;
@@ -53,17 +56,34 @@ impl RemoteTier {
                     drained.sent_bytes += pushed.sent_bytes;
                 }
                 Ok(None) => drained.dropped += 1,
-                // Of this entry alone: damaged, or nothing that a server could hold.
-                Err(error) if !is_of_the_server(&error) => drained.dropped += 1,
-                Err(error) => return Err(error),
+                // Nothing is left to send.
+                Err(Error::Damaged { .. } | Error::Miss | Error::NoBlob { .. }) => {
+                    drained.dropped += 1;
+                }
+                Err(error) if concerns_all(&error) => return Err(error),
+                Err(error) => {
+                    first_error.get_or_insert(error);
+                    continue;
+                }
             }
             block(cancel, move |_| upload.done()).await?;
         }
-        Ok(())
+        first_error.map_or(Ok(()), Err)
+    }
+
+    async fn listed(&self, cancel: &Cancel) -> Result<Vec<TaskDigest>> {
+        let (cache, goal) = (self.cache().clone(), self.inner.goal);
+        block(cancel, move |_| cache.waiting_uploads(&goal)).await
     }
 }
 
 /// Whether the next entry would fail in the same way.
-fn is_of_the_server(error: &Error) -> bool {
-    matches!(error, Error::Remote { .. } | Error::Cancelled | Error::NoRuntime)
+fn concerns_all(error: &Error) -> bool {
+    match error {
+        Error::Remote { source } => {
+            source.downcast_ref().is_none_or(RemoteError::concerns_everything)
+        }
+        Error::Cancelled | Error::NoRuntime => true,
+        _ => false,
+    }
 }

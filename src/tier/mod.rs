@@ -21,7 +21,7 @@ pub use push::Pushed;
 
 use crate::cancel::Cancel;
 use crate::digest::Digest;
-use crate::engine::Cache;
+use crate::engine::{Cache, Goal};
 use crate::error::{Error, Result};
 use crate::key::TaskDigest;
 use crate::remote::{
@@ -29,6 +29,7 @@ use crate::remote::{
     RemoteStatus,
 };
 use std::collections::HashSet;
+use std::pin::Pin;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -63,6 +64,8 @@ struct Inner {
     cache: Cache,
     client: Client,
     address: RemoteAddress,
+    /// What the queue calls the server.
+    goal: Goal,
     access: RemoteAccess,
     upload_wait_max: Duration,
     arriving: Arriving,
@@ -75,7 +78,10 @@ impl RemoteTier {
         let address = options.address.clone();
         let client = Client::connect(options);
         let arriving = Arriving::default();
-        let inner = Inner { cache, client, address, access, upload_wait_max, arriving };
+        let mut goal = Goal::default();
+        let hash = blake3::derive_key(GOAL_CONTEXT, address.to_string().as_bytes());
+        goal.copy_from_slice(&hash[..std::mem::size_of::<Goal>()]);
+        let inner = Inner { cache, client, address, goal, access, upload_wait_max, arriving };
         RemoteTier { inner: Arc::new(inner) }
     }
 
@@ -94,21 +100,21 @@ impl RemoteTier {
         self.inner.upload_wait_max
     }
 
-    /// Notes that the entry of `task` is to be sent; [`RemoteTier::drain`] sends it, now or in another
+    /// Notes that the entry of `task` is to be sent to this server; [`RemoteTier::drain`] sends it, now or in another
     /// process. As durable as the store. Blocking, briefly.
     ///
     /// # Errors
     /// If it cannot be noted; [`Error::StoreRefused`] in a store that may only be read.
     pub fn queue(&self, task: &TaskDigest) -> Result<()> {
-        self.cache().queue_upload(task)
+        self.cache().queue_upload(&self.inner.goal, task)
     }
 
-    /// How many entries wait to be sent. Blocking, briefly.
+    /// How many entries wait to be sent to this server. Blocking, briefly.
     ///
     /// # Errors
     /// If they cannot be listed.
     pub fn waiting(&self) -> Result<u64> {
-        Ok(self.cache().waiting_uploads()?.len() as u64)
+        Ok(self.cache().waiting_uploads(&self.inner.goal)?.len() as u64)
     }
 
     /// Whether the server is asked at all, as far as is known: false for a while after an outage.
@@ -131,6 +137,22 @@ impl RemoteTier {
 
     async fn function(&self) -> Result<DigestFunction> {
         Ok(self.inner.client.capabilities().await?.digest_function)
+    }
+}
+
+const GOAL_CONTEXT: &str = "larder 2026-11-24 goal of uploads v1";
+
+/// Waits for a future, or until nobody wants it any more.
+async fn unless_cancelled<T>(
+    cancel: &Cancel,
+    mut work: Pin<Box<impl Future<Output = Result<T>>>>,
+) -> Result<T> {
+    const LOOK: Duration = Duration::from_millis(50);
+    loop {
+        match tokio::time::timeout(LOOK, &mut work).await {
+            Ok(done) => return done,
+            Err(_) => cancel.check_only()?,
+        }
     }
 }
 

@@ -15,7 +15,7 @@
 //! A result without a manifest of ours, on a server that names blobs by SHA-256, does not say their
 //! BLAKE3: its blobs are fetched to a scratch file first, and received from there.
 
-use super::{Inner, RemoteTier, block, same_name};
+use super::{Inner, RemoteTier, block, same_name, unless_cancelled};
 use crate::cancel::Cancel;
 use crate::digest::{Digest, DigestMap};
 use crate::engine::{BlobSource, Hit, Intake};
@@ -27,7 +27,7 @@ use crate::remote::translate::{
 };
 use crate::remote::{BlobReader, DigestFunction, Downloads, RemoteDigest, RemoteError};
 use bazel_remote_apis::build::bazel::remote::execution::v2::ActionResult;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::unix::fs::FileExt;
@@ -49,13 +49,13 @@ const ROUNDS_MAX: usize = 3;
 impl RemoteTier {
     /// Brings the entry of `task` into the store; `None` if the server has none, or none that can be had
     /// whole, or, with trusted keys, none that one of them has signed. The store's own entry is replaced.
-    /// If the future is dropped, nothing is stored.
+    /// If the future is dropped, the entry is stored whole or not at all.
     ///
     /// # Errors
     /// [`Error::Remote`] if the server cannot be asked, or sends what it should not. Otherwise as for
     /// [`crate::Cache::receive`].
     pub async fn pull(&self, task: &TaskDigest, cancel: &Cancel) -> Result<Option<Hit>> {
-        match self.try_pull(task, cancel).await {
+        match unless_cancelled(cancel, Box::pin(self.try_pull(task, cancel))).await {
             // Forgotten by the server, or not for us.
             Err(Error::NoBlob { .. } | Error::Untrusted | Error::Miss) => Ok(None),
             Err(Error::Remote { source })
@@ -103,7 +103,8 @@ impl RemoteTier {
         let entry = self.read(&result, &hash).await?;
         let mut needed = entry.blobs();
         needed.extend(riders.key_parts);
-        let missing = client.find_missing(&needed).await?;
+        let missing: HashSet<RemoteDigest> =
+            client.find_missing(&needed).await?.into_iter().collect();
         let is_there = |digest: &RemoteDigest| !missing.contains(digest);
         if !entry.blobs().iter().all(is_there) {
             return Ok(None);
@@ -222,8 +223,12 @@ impl RemoteTier {
         let downloads = self.inner.client.download(&wanted).await?;
         let cache = self.cache().clone();
         let scratch = block(cancel, move |cancel| {
-            let mut scratch =
-                Scratch { file: cache.scratch_file()?, places: HashMap::new(), end: 0 };
+            let mut scratch = Scratch {
+                file: cache.scratch_file()?,
+                places: HashMap::new(),
+                ours: DigestMap::default(),
+                end: 0,
+            };
             for (digest, bytes) in along {
                 scratch.add(digest, &mut bytes.as_slice(), cancel)?;
             }
@@ -278,6 +283,8 @@ impl Supply {
 struct Scratch {
     file: File,
     places: HashMap<RemoteDigest, Place>,
+    /// The same by our digest.
+    ours: DigestMap<Digest, Place>,
     end: u64,
 }
 
@@ -310,13 +317,12 @@ impl Scratch {
         let digest = Digest::from(hasher.finalize());
         let place = Place { digest, start, size_bytes: self.end - start };
         self.places.insert(name, place);
+        self.ours.insert(digest, place);
         Ok(())
     }
 
     fn find(&self, blob: &BlobRef) -> Option<Place> {
-        let is_it =
-            |place: &&Place| (place.digest, place.size_bytes) == (blob.digest, blob.size_bytes);
-        self.places.values().find(is_it).copied()
+        self.ours.get(&blob.digest).filter(|place| place.size_bytes == blob.size_bytes).copied()
     }
 }
 
@@ -384,20 +390,24 @@ fn take(
     intake: &Intake<'_>,
 ) -> Result<()> {
     let failed: Mutex<Option<Error>> = Mutex::new(None);
+    // What fails because another has is not the reason.
     let fail = |error: Error| {
-        failed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
-        is_over.store(true, Ordering::Relaxed);
+        if !is_over.swap(true, Ordering::Relaxed) {
+            failed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+        }
     };
     let take_one = |digest: RemoteDigest, content: Result<BlobReader, RemoteError>| {
         let Some(blob) = blobs.get(&digest) else { return Ok(()) };
-        intake.take(blob, &mut content?).map_err(|error| match error {
-            // Of the reader, or of our own disk.
-            Error::Io { action, path, source } => match source.downcast::<RemoteError>() {
-                Ok(error) => error.into(),
-                Err(source) => Error::Io { action, path, source },
+        intake.take(blob, &mut Stoppable { content: content?, is_over }).map_err(
+            |error| match error {
+                // Of the reader, or of our own disk.
+                Error::Io { action, path, source } => match source.downcast::<RemoteError>() {
+                    Ok(error) => error.into(),
+                    Err(source) => Error::Io { action, path, source },
+                },
+                error => error,
             },
-            error => error,
-        })
+        )
     };
     std::thread::scope(|scope| {
         for _ in 0..TAKERS.min(blobs.len()) {
@@ -462,6 +472,21 @@ impl BlobSource for Source<'_> {
             *self.was_left.lock().unwrap_or_else(PoisonError::into_inner) = true;
         }
         Ok(())
+    }
+}
+
+/// A download that ends when the others are in vain.
+struct Stoppable<'a> {
+    content: BlobReader,
+    is_over: &'a AtomicBool,
+}
+
+impl Read for Stoppable<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.is_over.load(Ordering::Relaxed) {
+            return Err(io::Error::other("another blob of the entry cannot be had"));
+        }
+        self.content.read(buffer)
     }
 }
 

@@ -7,7 +7,7 @@
 //! Where the server names blobs by SHA-256, each is read once for that, and the names are noted in the
 //! manifest, so that the next push of the entry reads only what the server lacks.
 
-use super::{RemoteTier, block, same_name};
+use super::{RemoteTier, block, same_name, unless_cancelled};
 use crate::cancel::Cancel;
 use crate::digest::{Digest, DigestMap};
 use crate::engine::Offer;
@@ -46,17 +46,27 @@ const PIECE_BYTES: usize = 128 << 10;
 impl RemoteTier {
     /// Sends the entry of `task`. `None` if there is none, or it is one that the server cannot hold: a
     /// name that is not UTF-8, an absolute symlink where it takes none, or so many outputs outside of
-    /// directories that the result is no message any more.
+    /// directories that the result is no message any more, or a blob that is larger than it takes. If the
+    /// future is dropped, some blobs may be there, and no result.
     ///
     /// # Errors
-    /// [`Error::Remote`] if the server does not take it; [`Error::Damaged`] if a blob is not what it
-    /// should be: then the server gets no result, and the entry is gone from the store, too.
+    /// [`Error::Remote`] if the server does not take it, or a blob is found damaged while it is read: then
+    /// the server gets no result, and the entry is gone from the store. [`Error::Damaged`] if a blob is
+    /// missing or has another size, likewise.
     pub async fn push(&self, task: &TaskDigest, cancel: &Cancel) -> Result<Option<Pushed>> {
+        unless_cancelled(cancel, Box::pin(self.try_push(task, cancel))).await
+    }
+
+    async fn try_push(&self, task: &TaskDigest, cancel: &Cancel) -> Result<Option<Pushed>> {
         let (cache, key) = (self.cache().clone(), *task);
         let Some(offer) = block(cancel, move |_| cache.offer(&key)).await? else { return Ok(None) };
         let offer = Arc::new(offer);
         let capabilities = self.inner.client.capabilities().await?;
         let function = capabilities.digest_function;
+        if offer.manifest().distinct_blobs().iter().any(|blob| !capabilities.takes(blob.size_bytes))
+        {
+            return Ok(None);
+        }
         let names = self.names(&offer, function, cancel).await?;
         let hash = |bytes: &[u8]| function.digest(bytes);
         let action = action_of(task, &hash);
@@ -128,7 +138,8 @@ impl RemoteTier {
             let Some(base_task) = cache.base(&place).filter(|base| base != offer.task()) else {
                 return Ok(None);
             };
-            let Some(base) = cache.manifest(&base_task)? else { return Ok(None) };
+            // One that cannot be read is none.
+            let Ok(Some(base)) = cache.manifest(&base_task) else { return Ok(None) };
             let this = (offer.task(), offer.manifest());
             Ok(Delta::encode(this, (&base_task, &base), &sha256))
         })
@@ -187,6 +198,7 @@ fn hash_all(offer: &Offer, cancel: &Cancel) -> Result<Vec<[u8; 32]>> {
         let mut hasher = DigestFunction::Sha256.hasher();
         let mut piece = vec![0; PIECE_BYTES.min(blob.size_bytes as usize + 1)];
         loop {
+            cancel.check_only()?;
             let read = match reader.read(&mut piece) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 read => read.map_err(Error::remote)?,
@@ -219,5 +231,10 @@ impl UploadSource for Content {
         // What was sent before is read again, since only a whole blob can be checked.
         reader.skip(offset_bytes)?;
         Ok(Box::new(reader))
+    }
+
+    fn open_part(&self, offset_bytes: u64) -> io::Result<Box<dyn Read + Send>> {
+        let reader = self.offer.open(&self.blob.digest).map_err(io::Error::other)?;
+        Ok(Box::new(reader.unchecked_from(offset_bytes)?))
     }
 }

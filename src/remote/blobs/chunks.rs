@@ -53,7 +53,7 @@ struct ChunkSource {
 impl UploadSource for ChunkSource {
     fn open(&self, offset_bytes: u64) -> io::Result<Box<dyn Read + Send>> {
         let left_bytes = self.chunk.digest.size_bytes.saturating_sub(offset_bytes);
-        Ok(Box::new(self.whole.open(self.chunk.offset_bytes + offset_bytes)?.take(left_bytes)))
+        Ok(Box::new(self.whole.open_part(self.chunk.offset_bytes + offset_bytes)?.take(left_bytes)))
     }
 }
 
@@ -203,13 +203,8 @@ fn cut(source: impl Read, chunking: Chunking, function: DigestFunction) -> io::R
 mod tests {
     use super::*;
 
-    const CHUNKING: Chunking = Chunking {
-        average_bytes: 4096,
-        seed: 0,
-        can_splice: true,
-        can_split: false,
-        is_streamed: false,
-    };
+    const CHUNKING: Chunking =
+        Chunking { average_bytes: 4096, seed: 0, can_splice: true, is_streamed: false };
 
     fn noise(seed: u8, count: usize) -> Vec<u8> {
         let mut bytes = vec![0; count];

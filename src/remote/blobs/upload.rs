@@ -30,6 +30,15 @@ pub(crate) trait UploadSource: Send + Sync {
     /// # Errors
     /// If they cannot be read.
     fn open(&self, offset_bytes: u64) -> io::Result<Box<dyn Read + Send>>;
+
+    /// The same, for a part that has a digest of its own: what is read need not be seen to belong to the
+    /// whole.
+    ///
+    /// # Errors
+    /// If they cannot be read.
+    fn open_part(&self, offset_bytes: u64) -> io::Result<Box<dyn Read + Send>> {
+        self.open(offset_bytes)
+    }
 }
 
 /// Messages that are blobs, which are in memory anyway.
