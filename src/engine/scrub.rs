@@ -317,6 +317,8 @@ impl Cache {
         self.sweep_quarantine(QUARANTINE_SECONDS)?;
         self.sweep_locks(layout::LEASES)?;
         self.sweep_intents()?;
+        #[cfg(feature = "remote")]
+        self.sweep_bases()?;
         self.sweep_locks(layout::BUILDS)
     }
 

@@ -99,6 +99,25 @@ impl Cache {
         Some(TaskDigest::from_bytes(*digest.as_bytes()))
     }
 
+    /// Removes the notes of what was sent last from places that nothing was sent from for a month.
+    pub(super) fn sweep_bases(&self) -> Result<()> {
+        const AGE_SECONDS: i64 = 30 * 24 * 3600;
+        let path = || self.inner.path.join(layout::UPLOADS);
+        let folder = match self.inner.root.open_child(layout::UPLOADS.as_ref()) {
+            Err(error) if disk::is_absent(&error) => return Ok(()),
+            opened => opened.context("open", path)?,
+        };
+        for (name, _) in folder.entries().context("list", path)? {
+            let is_base = name.to_str().is_some_and(|name| name.starts_with(BASE_PREFIX));
+            let stat = folder.stat(&name).context("look at", || path().join(&name))?;
+            let is_old = |changed: i64| disk::now().seconds.saturating_sub(changed) > AGE_SECONDS;
+            if is_base && stat.is_some_and(|stat| is_old(stat.modified.seconds)) {
+                folder.unlink(&name).context("remove", || path().join(&name))?;
+            }
+        }
+        Ok(())
+    }
+
     /// The folder, which is made when it is first needed.
     fn uploads(&self) -> io::Result<Dir> {
         let root = &self.inner.root;
@@ -283,6 +302,12 @@ mod tests {
         cache.note_base(&here, &task("c"))?;
         assert_eq!((cache.base(&here), cache.base(&there)), (Some(task("c")), Some(task("b"))));
         assert!(cache.waiting_uploads(&GOAL)?.is_empty(), "these do not wait");
+        let name = folder.path().join("store/uploads").join(base_name(&there));
+        let long_ago = std::time::SystemTime::now() - Duration::from_secs(40 * 24 * 3600);
+        let file = File::options().write(true).open(&name).expect("there");
+        file.set_modified(long_ago).expect("set");
+        cache.sweep_bases()?;
+        assert_eq!((cache.base(&here), cache.base(&there)), (Some(task("c")), None));
         for damage in ["", "x", &"x".repeat(64), &"x".repeat(65)] {
             let name = folder.path().join("store/uploads").join(base_name(&here));
             std::fs::write(name, damage).expect("written");
