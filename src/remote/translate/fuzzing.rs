@@ -1,6 +1,7 @@
 //! What the fuzz target of results checks.
 
-use super::{DescribeError, ForeignEntry, Naming, Reading, ResultError, describe};
+use super::error::ResultError;
+use super::{DescribeError, ForeignEntry, Naming, Reading, describe};
 use crate::digest::Digest;
 use crate::manifest::{BlobRef, Manifest, NodeKind, Origin, RootKind};
 use crate::remote::digests::{DigestFunction, RemoteDigest};
