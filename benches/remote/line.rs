@@ -13,6 +13,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 const LINE_BITS_PER_SECOND: f64 = 100e6;
+const BUCKET: &str = "root tbf rate 100mbit burst 64kb latency 200ms";
 const DELAY: Duration = Duration::from_millis(50);
 const COUNTS: TreeCounts = TreeCounts { files: 20_000, folders: 1_500 };
 const SEED: u64 = 0x9e37_79b9_7f4a_7c15;
@@ -21,7 +22,18 @@ const CHANGED_ONE_IN: usize = 100;
 
 /// Whether namespaces and token buckets can be had.
 pub(crate) fn is_possible() -> bool {
-    rustix::process::geteuid().is_root() && try_run("ip -V") && try_run("tc -V")
+    let probe = format!("larder-probe-{}", std::process::id());
+    let commands = [
+        format!("ip netns add {probe}"),
+        format!("ip -n {probe} link add one type veth peer name other"),
+        format!("tc -n {probe} qdisc add dev one {BUCKET}"),
+    ];
+    let is_root = rustix::process::geteuid().is_root();
+    let is_possible = is_root && commands.iter().all(|command| try_run(command));
+    if is_root {
+        try_run(&format!("ip netns del {probe}"));
+    }
+    is_possible
 }
 
 /// A machine: a namespace with a line to the server.
@@ -37,7 +49,6 @@ impl Machine {
         let id = std::process::id() % 10_000;
         let (namespace, interface) = (format!("larder-{id}-{number}"), format!("lr{id}{number}"));
         let (ours, theirs) = (format!("10.77.{number}.1"), format!("10.77.{number}.2"));
-        let bucket = "root tbf rate 100mbit burst 64kb latency 200ms";
         for command in [
             format!("ip netns add {namespace}"),
             format!("ip link add {interface} type veth peer name line netns {namespace}"),
@@ -46,8 +57,8 @@ impl Machine {
             format!("ip -n {namespace} addr add {theirs}/24 dev line"),
             format!("ip -n {namespace} link set line up"),
             format!("ip -n {namespace} link set lo up"),
-            format!("tc qdisc add dev {interface} {bucket}"),
-            format!("tc -n {namespace} qdisc add dev line {bucket}"),
+            format!("tc qdisc add dev {interface} {BUCKET}"),
+            format!("tc -n {namespace} qdisc add dev line {BUCKET}"),
         ] {
             run(&command);
         }
