@@ -1,7 +1,7 @@
 //! `CacheBackend`: the contract between a task runner and a cache, and its implementations.
 //!
-//! Besides the client in `remote` the only place that names tokio. The engine blocks; the facade
-//! moves each operation of more than microseconds to a blocking thread, whole.
+//! The engine blocks and names no runtime; the facade moves each operation of more than microseconds
+//! to one of tokio's blocking threads, whole.
 
 pub mod conformance;
 mod disabled;
